@@ -1,0 +1,5 @@
+"""Installs the package; everything is in setup.cfg."""
+
+import setuptools
+
+setuptools.setup()
