@@ -99,7 +99,7 @@ def round_repeats(repeats: int, depth: float) -> int:
 
 
 def letters(index: int) -> str:
-    """Place of a block in its stage: a … z, then aa, ab, …
+    """Place of a block in its stage: a to z, then aa, ab and so on.
 
     >>> letters(0), letters(25), letters(26)
     ('a', 'z', 'aa')

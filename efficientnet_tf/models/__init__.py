@@ -1,0 +1,1 @@
+"""Keras models: the blocks, the builder, and one constructor per variant."""

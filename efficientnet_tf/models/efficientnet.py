@@ -1,0 +1,353 @@
+"""The builder: a variant in, a flat functional Keras model out."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from efficientnet_tf import preprocessing as preprocessing_lib
+from efficientnet_tf.arch import Block, Network, Variant, resolve
+from efficientnet_tf.arch.scaling import find
+from efficientnet_tf.models import blocks
+from efficientnet_tf.models.layers import Rescaling
+from efficientnet_tf.preprocessing import Preprocessing
+from efficientnet_tf.weights import load, registry
+
+MIN_SIZE = 32  # pixels: the network's total stride
+
+
+def build(
+    variant: str | Variant,
+    *,
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    input_shape: Sequence[int | None] | None = None,
+    pooling: str | None = None,
+    classes: int | None = None,
+    classifier_activation: str | None = "softmax",
+    include_preprocessing: bool = True,
+    name: str | None = None,
+    drop_connect_rate: float | None = None,
+    dropout_rate: float | None = None,
+    features_only: bool = False,
+    levels: Sequence[int] | None = None,
+    preprocessing: str | Preprocessing | None = None,
+    cache_dir: str | None = None,
+) -> keras.Model:
+    """Builds a network.
+
+    Args:
+        variant: a name in `VARIANTS`, or a `Variant` of your own.
+        include_top: whether the classifier is part of the model.
+        weights: None for random weights, a tag (see `list_weights`), or the path of a checkpoint.
+        input_tensor: a Keras tensor (batch, height, width, channels) to build on.
+        input_shape: (height, width, channels); height and width may be None for any size from
+            32 px. None is the variant's resolution with a classifier and any size without one. A
+            single channel is repeated to three; the pretrained stem is spread over more.
+        pooling: without a classifier: None (a feature map), "avg" or "max".
+        classes: of the classifier; None is what the weights have, or the variant's.
+        classifier_activation: Keras name; None returns logits.
+        include_preprocessing: whether pictures in [0, 255] (uint8 or float) are normalised inside
+            the model. Without it the model expects normalised floats.
+        name: of the model. Has no other effect.
+        drop_connect_rate: stochastic depth at the end of the ramp; None is the variant's.
+        dropout_rate: before the classifier; None is the variant's.
+        features_only: return the feature maps of `levels` instead of one output.
+        levels: with `features_only`: which of the levels 1 to 5, each the last block's output at
+            stride 2**level; None is all.
+        preprocessing: the normalisation: a `Preprocessing` or the name of one ("torch",
+            "inception", "lite", "v2"). None is what the weights were trained with, and the
+            variant's default where that is not recorded (random weights, a path).
+        cache_dir: where downloaded weights are kept; None is the default cache.
+
+    Returns:
+        A functional `keras.Model`, whose output is (batch, classes), (batch, features),
+        (batch, height / 32, width / 32, features), or a list of feature maps.
+
+    Raises:
+        ValueError: an argument that is not allowed or does not fit the others or the weights.
+    """
+    variant = find(variant) if isinstance(variant, str) else variant
+    if dropout_rate is not None:
+        variant = dataclasses.replace(variant, dropout_rate=dropout_rate)
+    network = resolve(variant, drop_connect_rate=drop_connect_rate)
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "Only channels_last is supported. Received image_data_format="
+            f"{keras.config.image_data_format()!r}: call"
+            ' keras.config.set_image_data_format("channels_last") first.'
+        )
+    wanted = _check_levels(network, features_only, levels)
+    _check_head(include_top and not features_only, features_only, pooling, classes)
+    include_top = include_top and not features_only
+    record = registry.lookup(variant.name, weights) if weights is not None else None
+    if include_top:
+        classes = _check_classes(variant, record, classes)
+    inputs = _inputs(input_tensor, input_shape, variant.resolution if include_top else None)
+
+    x = inputs
+    if x.shape[-1] == 1:
+        x = layers.Concatenate(name="gray_to_rgb")([x, x, x])
+    if include_preprocessing:
+        x = _normalise(x, _constants(variant, record, preprocessing))
+    elif preprocessing is not None:
+        raise ValueError("preprocessing must be None when include_preprocessing is False.")
+    x, outputs = _trunk(x, network)
+    if features_only:
+        x = [outputs[level] for level in wanted]
+    else:
+        x = _head(x, network, include_top, pooling, classes, classifier_activation)
+    if input_tensor is not None:
+        inputs = keras.utils.get_source_inputs(input_tensor)
+    model = keras.Model(inputs, x, name=name or variant.name)
+    if weights is not None:
+        load.load_weights(
+            model, network, weights, include_top=include_top, classes=classes, cache_dir=cache_dir
+        )
+    return model
+
+
+def _check_levels(network: Network, features_only: bool, levels) -> tuple[int, ...]:
+    if not features_only:
+        if levels is not None:
+            raise ValueError(f"levels needs features_only=True. Received: levels={levels!r}")
+        return ()
+    available = tuple(network.levels)
+    wanted = available if levels is None else tuple(levels)
+    if not wanted or any(level not in available for level in wanted):
+        raise ValueError(f"levels must be some of {available}. Received: levels={levels!r}")
+    return wanted
+
+
+def _check_head(include_top: bool, features_only: bool, pooling, classes) -> None:
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(f'pooling must be None, "avg" or "max". Received: pooling={pooling!r}')
+    if pooling and (include_top or features_only):
+        raise ValueError(
+            "pooling needs include_top=False and features_only=False. Received:"
+            f" pooling={pooling!r}, include_top={include_top}, features_only={features_only}"
+        )
+    if classes is not None and not include_top:
+        raise ValueError(
+            "classes is only used with a classifier (include_top=True, features_only=False)."
+            f" Received: classes={classes!r}"
+        )
+
+
+def _check_classes(variant: Variant, record: registry.WeightsRecord | None, classes) -> int:
+    if classes is None:
+        return record.classes if record is not None else variant.classes
+    if not isinstance(classes, int) or classes < 1:
+        raise ValueError(f"classes must be an integer >= 1. Received: classes={classes!r}")
+    if record is not None:
+        load.check_classes(record.classes, classes, f"weights={record.tag!r}")
+    return classes
+
+
+def _inputs(input_tensor, input_shape, resolution: int | None):
+    if input_shape is not None:
+        shape = tuple(input_shape)
+        if len(shape) != 3:
+            raise ValueError(
+                "input_shape must be (height, width, channels) without the batch. Received:"
+                f" input_shape={input_shape!r}"
+            )
+    else:
+        shape = (resolution, resolution, 3)
+    if input_tensor is not None:
+        if not keras.backend.is_keras_tensor(input_tensor):
+            raise ValueError(
+                "input_tensor must be a Keras tensor such as keras.Input(...) returns. Received:"
+                f" {type(input_tensor).__name__}"
+            )
+        found = tuple(input_tensor.shape)
+        if len(found) != 4 or (input_shape is not None and found[1:] != shape):
+            expected = shape if input_shape is not None else ("height", "width", "channels")
+            raise ValueError(
+                f"input_tensor must have shape (batch, {', '.join(map(str, expected))})."
+                f" Received: shape={found}"
+            )
+        shape = found[1:]
+    for side in shape[:2]:
+        if side is not None and (not isinstance(side, int) or side < MIN_SIZE):
+            raise ValueError(
+                f"Height and width must be None or at least {MIN_SIZE} pixels. Received: {shape}"
+            )
+    if not isinstance(shape[2], int) or shape[2] < 1:
+        raise ValueError(f"The number of channels must be an integer >= 1. Received: {shape}")
+    return keras.Input(shape, name="images") if input_tensor is None else input_tensor
+
+
+def _constants(
+    variant: Variant, record: registry.WeightsRecord | None, preprocessing
+) -> Preprocessing:
+    if isinstance(preprocessing, Preprocessing):
+        return preprocessing
+    if preprocessing is None and record is not None:
+        return record.preprocessing
+    return preprocessing_lib.default(preprocessing or variant.preprocessing, variant.resolution)
+
+
+def _normalise(x, constants: Preprocessing):
+    scale, offset = preprocessing_lib.rescaling(constants)
+    channels = x.shape[-1]
+    if channels != 3:
+        scale = [scale[c % 3] for c in range(channels)]
+        offset = [offset[c % 3] for c in range(channels)]
+    # In the variables' dtype: pixel values and their normalisation do not fit into bfloat16.
+    dtype = keras.config.dtype_policy().variable_dtype
+    return Rescaling(scale, offset, dtype=dtype, name="rescaling")(x)
+
+
+def _trunk(x, network: Network):
+    variant = network.variant
+    bn = {"bn_momentum": variant.bn_momentum, "bn_epsilon": variant.bn_epsilon}
+    x = blocks.conv_bn(x, network.stem_filters, 3, 2, "stem", activation=variant.activation, **bn)
+    levels = {index: level for level, index in network.levels.items()}
+    outputs = {}
+    for index, block in enumerate(network.blocks):
+        x = _block(x, block, variant)
+        if index in levels:
+            outputs[levels[index]] = x
+    return x, outputs
+
+
+def _block(x, block: Block, variant: Variant):
+    kwargs = {
+        "expanded_filters": block.expanded_filters if block.expand_ratio != 1 else None,
+        "kernel_size": block.kernel_size,
+        "strides": block.strides,
+        "se_filters": block.se_filters,
+        "skip": block.skip,
+        "drop_rate": block.drop_rate,
+        "activation": variant.activation,
+        "bn_momentum": variant.bn_momentum,
+        "bn_epsilon": variant.bn_epsilon,
+    }
+    if block.conv == "fused":
+        return blocks.fused_mbconv(x, block.output_filters, block.name, **kwargs)
+    return blocks.mbconv(
+        x, block.output_filters, block.name, depthwise_name=variant.depthwise_name, **kwargs
+    )
+
+
+def _head(x, network: Network, include_top, pooling, classes, activation):
+    variant = network.variant
+    x = blocks.conv_bn(
+        x,
+        network.head_filters,
+        1,
+        1,
+        "top",
+        activation=variant.activation,
+        bn_momentum=variant.bn_momentum,
+        bn_epsilon=variant.bn_epsilon,
+    )
+    if include_top or pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+    if include_top:
+        if variant.dropout_rate:
+            x = layers.Dropout(variant.dropout_rate, name="top_dropout")(x)
+        x = layers.Dense(
+            classes,
+            activation=_activation(activation),
+            kernel_initializer=blocks.dense_initializer(),
+            dtype=keras.config.dtype_policy().variable_dtype,  # softmax needs float32
+            name="predictions",
+        )(x)
+    return x
+
+
+def _activation(classifier_activation):
+    try:
+        return keras.activations.get(classifier_activation)
+    except ValueError as error:
+        raise ValueError(
+            "classifier_activation must be None or the name of a Keras activation such as"
+            f' "softmax" or "sigmoid". Received: {classifier_activation!r}'
+        ) from error
+
+
+def _constructor(function_name: str, variant_name: str):
+    variant = find(variant_name)
+
+    def constructor(
+        include_top: bool = True,
+        weights: str | None = "imagenet",
+        input_tensor=None,
+        input_shape: Sequence[int | None] | None = None,
+        pooling: str | None = None,
+        classes: int | None = None,
+        classifier_activation: str | None = "softmax",
+        include_preprocessing: bool = True,
+        name: str | None = None,
+        **kwargs,
+    ) -> keras.Model:
+        return build(
+            variant,
+            include_top=include_top,
+            weights=weights,
+            input_tensor=input_tensor,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            include_preprocessing=include_preprocessing,
+            name=name,
+            **kwargs,
+        )
+
+    constructor.__name__ = constructor.__qualname__ = function_name
+    constructor.__doc__ = f"""Builds {variant_name}: {variant.resolution} px, {variant.classes} classes.
+
+    The arguments are those of `keras.applications` and, by keyword, the others of `build`.
+
+    Args:
+        include_top: see `build`, like all others.
+        weights: "imagenet" by default; `list_weights({variant_name!r})` names the tags.
+        input_tensor: a Keras tensor to build on.
+        input_shape: (height, width, channels).
+        pooling: None, "avg" or "max".
+        classes: of the classifier.
+        classifier_activation: None returns logits.
+        include_preprocessing: whether pictures in [0, 255] are normalised inside the model.
+        name: of the model.
+        **kwargs: `drop_connect_rate`, `dropout_rate`, `features_only`, `levels`,
+            `preprocessing`, `cache_dir`.
+
+    Returns:
+        A functional `keras.Model`.
+    """
+    return constructor
+
+
+EfficientNetB0 = _constructor("EfficientNetB0", "efficientnet-b0")
+EfficientNetB1 = _constructor("EfficientNetB1", "efficientnet-b1")
+EfficientNetB2 = _constructor("EfficientNetB2", "efficientnet-b2")
+EfficientNetB3 = _constructor("EfficientNetB3", "efficientnet-b3")
+EfficientNetB4 = _constructor("EfficientNetB4", "efficientnet-b4")
+EfficientNetB5 = _constructor("EfficientNetB5", "efficientnet-b5")
+EfficientNetB6 = _constructor("EfficientNetB6", "efficientnet-b6")
+EfficientNetB7 = _constructor("EfficientNetB7", "efficientnet-b7")
+EfficientNetB8 = _constructor("EfficientNetB8", "efficientnet-b8")
+EfficientNetL2 = _constructor("EfficientNetL2", "efficientnet-l2")
+EfficientNetV2B0 = _constructor("EfficientNetV2B0", "efficientnetv2-b0")
+EfficientNetV2B1 = _constructor("EfficientNetV2B1", "efficientnetv2-b1")
+EfficientNetV2B2 = _constructor("EfficientNetV2B2", "efficientnetv2-b2")
+EfficientNetV2B3 = _constructor("EfficientNetV2B3", "efficientnetv2-b3")
+EfficientNetV2S = _constructor("EfficientNetV2S", "efficientnetv2-s")
+EfficientNetV2M = _constructor("EfficientNetV2M", "efficientnetv2-m")
+EfficientNetV2L = _constructor("EfficientNetV2L", "efficientnetv2-l")
+EfficientNetV2XL = _constructor("EfficientNetV2XL", "efficientnetv2-xl")
+EfficientNetLite0 = _constructor("EfficientNetLite0", "efficientnet-lite0")
+EfficientNetLite1 = _constructor("EfficientNetLite1", "efficientnet-lite1")
+EfficientNetLite2 = _constructor("EfficientNetLite2", "efficientnet-lite2")
+EfficientNetLite3 = _constructor("EfficientNetLite3", "efficientnet-lite3")
+EfficientNetLite4 = _constructor("EfficientNetLite4", "efficientnet-lite4")
+EfficientNetEdgeTPUS = _constructor("EfficientNetEdgeTPUS", "efficientnet-edgetpu-s")
+EfficientNetEdgeTPUM = _constructor("EfficientNetEdgeTPUM", "efficientnet-edgetpu-m")
+EfficientNetEdgeTPUL = _constructor("EfficientNetEdgeTPUL", "efficientnet-edgetpu-l")

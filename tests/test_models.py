@@ -1,0 +1,262 @@
+"""The builder: structure, arguments, initial weights, shapes, blocks."""
+
+import dataclasses
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import efficientnet_tf as et
+from efficientnet_tf.arch import VARIANTS, resolve
+from efficientnet_tf.arch.complexity import count
+
+SMALL = ["efficientnet-b0", "efficientnet-lite0", "efficientnet-edgetpu-s", "efficientnetv2-b0"]
+
+
+def _tiny(**kwargs):
+    row = et.BlockArgs("fused", 1, 3, 2, 1, 8, 8)
+    rows = (row, et.BlockArgs("mbconv", 3, 3, 2, 4, 8, 8, 0.25))
+    variant = dataclasses.replace(
+        VARIANTS["efficientnetv2-b0"], name="tiny", blocks=rows, stem_filters=8, head_filters=16
+    )
+    return et.build(variant, **kwargs)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_layers_shapes_and_parameters_are_those_of_the_analytic_count(name):
+    size = 65
+    model = et.build(name, input_shape=(size, size, 3), classes=7)
+    layers = count(name, size, classes=7).layers
+    built = {layer.name: layer for layer in model.layers}
+    assert list(built) == [layer.name.replace("input", "images") for layer in layers]
+    for layer in layers[1:]:
+        keras_layer = built[layer.name]
+        assert tuple(keras_layer.output.shape[1:]) == layer.shape, layer.name
+        trainable = sum(np.prod(v.shape, dtype=int) for v in keras_layer.trainable_variables)
+        assert (trainable, keras_layer.count_params()) == (
+            layer.trainable,
+            layer.trainable + layer.statistics,
+        ), layer.name
+    total = count(name, size, classes=7).total
+    assert model.count_params() == total.params
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable"), [("efficientnet-b0", 5_288_548), ("efficientnetv2-b0", 7_139_704)]
+)
+def test_built_parameters_are_the_published_ones(name, trainable):
+    model = et.build(name)
+    assert sum(np.prod(v.shape, dtype=int) for v in model.trainable_variables) == trainable
+    assert model.input_shape == (None, 224, 224, 3)
+
+
+@pytest.mark.parametrize("name", ["efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3"])
+def test_drop_rates_of_the_built_model_stay_below_the_papers(name):
+    # keras.applications divides by unscaled repeats: 0.2476, 0.2571, 0.2952 at the end.
+    model = et.build(name, include_top=False)
+    rates = {y.name: y.rate for y in model.layers if y.name.endswith("_drop")}
+    blocks = resolve(name).blocks
+    for index, block in enumerate(blocks):
+        if block.skip and index:
+            assert rates.pop(f"{block.name}_drop") == pytest.approx(0.2 * index / len(blocks))
+    assert not rates
+
+
+def test_drop_connect_and_dropout_rates_can_be_set():
+    model = et.build("efficientnetv2-b0", drop_connect_rate=0.4, dropout_rate=0.1)
+    assert model.get_layer("block6h_drop").rate == pytest.approx(0.4 * 20 / 21)
+    assert model.get_layer("top_dropout").rate == 0.1
+    model = et.build("efficientnetv2-b0", drop_connect_rate=0.0, dropout_rate=0.0)
+    assert not any(isinstance(layer, keras.layers.Dropout) for layer in model.layers)
+
+
+def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
+    inputs = keras.Input((2, 2, 3))
+    outputs = et.stochastic_depth(inputs, keras.layers.Identity()(inputs), 0.4, "b")
+    y = np.array(keras.Model(inputs, outputs)(np.ones((4000, 2, 2, 3), "float32"), training=True))
+    assert np.all(y == y[:, :1, :1, :1])
+    dropped = y[:, 0, 0, 0] == 1
+    assert dropped.mean() == pytest.approx(0.4, abs=0.04)
+    np.testing.assert_allclose(y[~dropped], 1 + 1 / 0.6, rtol=1e-6)
+
+
+def test_initial_weights_follow_the_papers_distributions():
+    model = et.build("efficientnetv2-b0", input_shape=(32, 32, 3))
+    kernel = model.get_layer("top_conv").kernel.numpy()
+    std = np.sqrt(2 / kernel.shape[-1])
+    assert kernel.std() == pytest.approx(std, rel=0.01)
+    # A truncated normal ends at two standard deviations; 4.55 % of a normal lies beyond.
+    assert (np.abs(kernel) > 2 * std).mean() == pytest.approx(0.0455, abs=0.003)
+    depthwise = model.get_layer("block6h_dwconv2").kernel.numpy()
+    assert depthwise.std() == pytest.approx(np.sqrt(2 / 9), rel=0.03)
+    dense = model.get_layer("predictions").kernel.numpy()
+    bound = 1 / np.sqrt(1000)
+    assert np.abs(dense).max() <= bound
+    assert dense.std() == pytest.approx(bound / np.sqrt(3), rel=0.01)
+
+
+def test_same_shaped_kernels_start_different():
+    model = et.build("efficientnet-b0", input_shape=(32, 32, 3))
+    seen: dict[tuple, list] = {}
+    for variable in model.trainable_variables:
+        if variable.path.endswith("kernel"):
+            seen.setdefault(tuple(variable.shape), []).append(variable.numpy())
+    pairs = [(a, b) for group in seen.values() for a in group for b in group if a is not b]
+    assert len(pairs) > 30
+    assert not any(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_xl_builds_at_the_default_recursion_limit():
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(1000)
+        model = et.EfficientNetV2XL(weights=None, include_top=False)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert "block6af_add" in {layer.name for layer in model.layers}
+
+
+@pytest.mark.parametrize("name", ["encoder", "efficientnetv2-b0", "efficientnetv2-s"])
+def test_a_name_never_changes_the_network(name):
+    # keras.applications: KeyError for the first, B0's blocks for the second.
+    model = et.EfficientNetV2S(weights=None, include_top=False, name=name)
+    assert model.name == name
+    assert model.count_params() == count("efficientnetv2-s", include_top=False).total.params
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 64)])
+def test_any_size_gives_the_same_answer_static_or_dynamic(name, size):
+    dynamic = et.build(name, include_top=False)
+    static = et.build(name, include_top=False, input_shape=(*size, 3))
+    static.set_weights(dynamic.get_weights())
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3)).astype("uint8")
+    a, b = np.array(dynamic(images)), np.array(static(images))
+    assert a.shape[1:3] == tuple(-(-side // 32) for side in size)
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_preprocessing_is_part_of_the_network_whatever_the_weights():
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
+    inside = et.build("efficientnet-b0", include_top=False, preprocessing="torch")
+    outside = et.build("efficientnet-b0", include_top=False, include_preprocessing=False)
+    outside.set_weights(inside.get_weights())
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalised = ((images / 255 - mean) / std).astype("float32")
+    y = np.array(outside(normalised))
+    np.testing.assert_allclose(inside(images), y, atol=1e-4 * np.abs(y).max())
+    np.testing.assert_allclose(inside(images.astype("float32")), inside(images))
+    assert [layer.name for layer in inside.layers][1] == "rescaling"
+
+
+def test_one_channel_gives_what_three_equal_channels_give():
+    gray, rgb = (_tiny(input_shape=(32, 32, c), classes=5) for c in (1, 3))
+    gray.set_weights(rgb.get_weights())
+    x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1)).astype("uint8")
+    np.testing.assert_allclose(gray(x), rgb(np.repeat(x, 3, axis=-1)), atol=1e-6)
+
+
+def test_more_channels_are_normalised_in_turn():
+    model = _tiny(input_shape=(32, 32, 5), classes=5)
+    np.testing.assert_allclose(
+        np.ravel(model.get_layer("rescaling").scale), 1 / np.array([58.395, 57.12, 57.375] * 2)[:5]
+    )
+    assert model.get_layer("stem_conv").kernel.shape == (3, 3, 5, 8)
+
+
+def test_levels_are_the_last_block_outputs_by_stride():
+    model = et.EfficientNetV2B0(weights=None, features_only=True, input_shape=(65, 64, 3))
+    assert [tuple(y.shape[1:]) for y in model.outputs] == [
+        (33, 32, 16), (17, 16, 32), (9, 8, 48), (5, 4, 112), (3, 2, 192),
+    ]  # fmt: skip
+    assert "top_conv" not in {layer.name for layer in model.layers}
+    some = et.EfficientNetB0(weights=None, features_only=True, levels=(3, 4))
+    assert [y.shape[-1] for y in some.outputs] == [40, 112]
+    backbone = et.EfficientNetB0(weights=None, features_only=True)
+    trainable = sum(np.prod(v.shape, dtype=int) for v in backbone.trainable_variables)
+    assert trainable == 3_595_388  # efficientdet/backbone/efficientnet_builder_test.py
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape"), [(None, (None, 1, 1, 16)), ("avg", (None, 16)), ("max", (None, 16))]
+)
+def test_pooling(pooling, shape):
+    model = _tiny(include_top=False, pooling=pooling, input_shape=(32, 32, 3))
+    expected = (None, 4, 4, 16) if pooling is None else shape
+    assert model.output_shape == expected
+
+
+def test_builds_on_a_tensor_of_a_larger_model():
+    inputs = keras.Input((40, 48, 3), name="camera")
+    model = _tiny(input_tensor=keras.layers.Identity()(inputs), classes=3)
+    assert model.inputs[0] is inputs
+    assert model.output_shape == (None, 3)
+
+
+def test_classifier_stays_in_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = _tiny(input_shape=(32, 32, 3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.output.dtype == "float32"
+    assert model.get_layer("rescaling").compute_dtype == "float32"
+    assert model.get_layer("stem_conv").compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"pooling": "avgg", "include_top": False}, 'pooling must be None, "avg" or "max"'),
+        ({"pooling": "avg"}, "pooling needs include_top=False"),
+        ({"classes": 0}, "classes must be an integer >= 1"),
+        ({"classes": 10, "include_top": False}, "classes is only used with a classifier"),
+        ({"input_shape": (32, 32)}, r"input_shape must be \(height, width, channels\)"),
+        ({"input_shape": (None, 32, 32, 3)}, r"input_shape must be \(height, width, channels\)"),
+        ({"input_shape": (31, 32, 3)}, "at least 32 pixels"),
+        ({"input_shape": (32, 32, None)}, "number of channels"),
+        ({"levels": (3,)}, "levels needs features_only=True"),
+        ({"levels": (6,), "features_only": True}, r"levels must be some of \(2, 3\)"),
+        ({"preprocessing": "caffe"}, "caffe"),
+        ({"preprocessing": "torch", "include_preprocessing": False}, "preprocessing must be None"),
+        ({"drop_connect_rate": 1.5}, r"drop_connect_rate must lie in \[0, 1\)"),
+        ({"dropout_rate": -0.1}, r"dropout_rate must lie in \[0, 1\)"),
+        ({"classifier_activation": "softmaxx"}, "classifier_activation"),
+        ({"input_tensor": np.zeros((1, 32, 32, 3))}, "input_tensor must be a Keras tensor"),
+    ],
+)
+def test_wrong_arguments_say_what_is_allowed(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        _tiny(**kwargs)
+
+
+def test_classes_must_fit_the_weights_and_tags_are_listed():
+    with pytest.raises(ValueError, match="classes=1000"):
+        et.EfficientNetV2S(weights="imagenet", classes=10)
+    with pytest.raises(ValueError, match="imagenet21k-ft1k"):
+        et.EfficientNetV2S(weights="imagenet22k")
+
+
+def test_channels_first_is_refused():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError, match="Only channels_last is supported"):
+            _tiny()
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+def test_blocks_can_be_used_in_models_of_ones_own():
+    inputs = keras.Input((16, 16, 8))
+    x = et.fused_mbconv(inputs, 8, "first", expanded_filters=16, drop_rate=0.1)
+    x = et.mbconv(x, 12, "second", expanded_filters=32, strides=2, se_filters=2)
+    x = et.squeeze_excite(x, 3, "third")
+    model = keras.Model(inputs, x)
+    assert model.output_shape == (None, 8, 8, 12)
+    expected = 9 * 8 * 16 + 32 + 16 * 8 + 16  # fused: 3x3, bn, 1x1, bn
+    expected += 8 * 32 + 64 + 9 * 32 + 64 + (32 * 2 + 2) + (2 * 32 + 32) + 32 * 12 + 24
+    expected += 12 * 3 + 3 + 3 * 12 + 12
+    assert sum(np.prod(v.shape, dtype=int) for v in model.trainable_variables) == expected
+    with pytest.raises(ValueError, match="squeeze-excite only with expanded_filters"):
+        et.fused_mbconv(inputs, 8, "bad", se_filters=2)
