@@ -1,0 +1,172 @@
+"""Compares a variant with keras.applications: build, training step, inference, memory.
+
+    python scripts/benchmark.py --variant=efficientnetv2-b0 --size=128 --batch_size=32
+
+Both sides run in one process, in turn and in random order; the table has medians and the median of
+the rounds' ratios. Peak memory is that of a process of its own for each side.
+"""
+
+import json
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_string("variant", ["efficientnet-b0", "efficientnetv2-b0"], "Variants.")
+flags.DEFINE_integer("size", 128, "Side of the pictures, pixels.", lower_bound=32)
+flags.DEFINE_integer("batch_size", 32, "Pictures per batch.", lower_bound=1)
+flags.DEFINE_integer("rounds", 20, "Rounds of training steps and inference.", lower_bound=3)
+flags.DEFINE_string("memory_of", None, "For the child processes: ours or keras.applications.")
+
+OURS, PEER = "efficientnet_tf", "keras.applications"
+
+
+def make(side: str, variant: str):
+    """Builds the network of one side with random weights and a static input size."""
+    import keras
+
+    import efficientnet_tf
+
+    shape = (FLAGS.size, FLAGS.size, 3)
+    if side == OURS:
+        return efficientnet_tf.build(variant, input_shape=shape)
+    name = variant.replace("efficientnetv2-", "EfficientNetV2").replace(
+        "efficientnet-", "EfficientNet"
+    )
+    head, tail = name.rsplit("t", 1)
+    constructor = getattr(keras.applications, f"{head}t{tail.upper()}", None)
+    if constructor is None:
+        raise app.UsageError(f"keras.applications has no {variant}.")
+    return constructor(weights=None, input_shape=shape)
+
+
+def batch():
+    """One batch of random pictures and labels."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (FLAGS.batch_size, FLAGS.size, FLAGS.size, 3))
+    return images.astype("float32"), rng.integers(0, 1000, FLAGS.batch_size)
+
+
+def training_step(model):
+    """Returns a compiled training step: forward, backward, RMSProp with momentum."""
+    import keras
+    import tensorflow as tf
+
+    optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
+    optimizer.build(model.trainable_variables)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy()
+    images, labels = map(tf.constant, batch())
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = loss_fn(labels, model(images, training=True))
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    return lambda: step().numpy()
+
+
+def inference(side: str, model):
+    """Returns one call of the compiled inference function: ours, or a plain tf.function."""
+    import tensorflow as tf
+
+    from efficientnet_tf.predict import compiled
+
+    images, _ = batch()
+    if side == OURS:
+        function = compiled(model)
+        return lambda: function(images)
+    function = tf.function(lambda x: model(x, training=False))
+    return lambda: function(images).numpy()
+
+
+def interleave(functions: dict, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, round by round, in an order that is drawn anew each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    rng = random.Random(0)
+    for _ in range(rounds):
+        names = list(functions)
+        rng.shuffle(names)
+        for name in names:
+            start = time.perf_counter()
+            functions[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def measure(variant: str) -> dict[str, dict[str, list[float]]]:
+    """Times both sides of a variant, and measures their memory in processes of their own."""
+    sides = (OURS, PEER)
+    builds = {side: lambda side=side: make(side, variant) for side in sides}
+    interleave(builds, 1)  # imports and first calls
+    results = {"build, s": interleave(builds, max(3, FLAGS.rounds // 4))}
+    models = {side: make(side, variant) for side in sides}
+    for name, functions in (
+        ("training step, ms", {side: training_step(models[side]) for side in sides}),
+        ("inference, ms", {side: inference(side, models[side]) for side in sides}),
+    ):
+        interleave(functions, 2)  # traces
+        times = interleave(functions, FLAGS.rounds)
+        results[name] = {side: [1e3 * t for t in values] for side, values in times.items()}
+    results["training memory, MiB"] = {side: [peak_memory(side, variant)] for side in sides}
+    return results
+
+
+def peak_memory(side: str, variant: str) -> float:
+    """Peak resident memory of a process that trains three steps, over that of the imports."""
+    flags_ = [f"--{name}={FLAGS[name].value}" for name in ("size", "batch_size")]
+    command = [sys.executable, __file__, f"--memory_of={side}", f"--variant={variant}", *flags_]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_memory(side: str, variant: str) -> None:
+    """Prints, for `peak_memory`, what three training steps added to the imports, in MiB."""
+    import efficientnet_tf.predict  # noqa: F401
+
+    before = _peak_mib()
+    step = training_step(make(side, variant))
+    for _ in range(3):
+        step()
+    print(_peak_mib() - before)
+
+
+def _peak_mib() -> float:
+    # Not resource.getrusage: on Linux a child starts with its parent's peak.
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("Peak memory is read from /proc/self/status, which this system does not have.")
+
+
+def main(argv: list[str]) -> None:
+    """Prints one table for all variants."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    if FLAGS.memory_of:
+        print_memory(FLAGS.memory_of, FLAGS.variant[-1])
+        return
+    print(f"{FLAGS.size} px, batch {FLAGS.batch_size}, {os.cpu_count()} cores, medians\n")
+    print(f"| variant | measure | {OURS} | {PEER} | ratio |\n|---|---|---:|---:|---:|")
+    for variant in FLAGS.variant:
+        for name, values in measure(variant).items():
+            ours, peer = (statistics.median(values[side]) for side in (OURS, PEER))
+            ratios = [b / a for a, b in zip(values[OURS], values[PEER], strict=True)]
+            ratio = statistics.median(ratios)
+            print(f"| {variant} | {name} | {ours:.4g} | {peer:.4g} | {ratio:.2f}× |", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
