@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.arch import Network, resolve
-from efficientnet_tf.models.efficientnet import build
+from efficientnet_tf.models.efficientnet import build, published
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.weights import load, naming, registry, source
-from efficientnet_tf.weights.keras_h5 import write_keras_h5
+from efficientnet_tf.weights.keras_h5 import record_normalization, write_keras_h5
 from efficientnet_tf.weights.pytorch import write_safetensors
 from efficientnet_tf.weights.source import Normalization, Source, WeightsError
 
@@ -41,25 +41,33 @@ def convert(
         src: a path (see `weights.load.open_weights`) or, with `variant`, a tag.
         dst: what to write, by its end: `.weights.h5` or `.keras` (Keras 3), `.h5` (what the
             constructors of keras.applications take as `weights=`), or `.safetensors` (arrays named
-            "layer/variable"). It appears under this name only when it is complete.
+            "layer/variable"). It appears under this name only when it is complete. All of them
+            record the normalisation, which is checked when they are loaded.
         variant: what `src` holds. None is found out from the shapes.
         include_top: whether the classifier is converted.
-        ema: whether to prefer moving averages; see `weights.official.open_official`.
+        ema: whether to prefer moving averages; see `weights.load.open_weights`.
         preprocessing: name of the normalisation that the weights expect. None is the one recorded
             with them, in the registry or in the file, or else the variant's.
 
     Raises:
         WeightsError: `src` does not hold exactly one variant's weights.
         ValueError: an unknown tag, variant, ending or preprocessing.
+        FileNotFoundError: no such source, or no such folder for the target.
     """
     dst = pathlib.Path(dst)
     if not dst.name.endswith(TARGETS):
         raise ValueError(f"dst must end in one of {', '.join(TARGETS)}. Received: {dst}")
+    if not dst.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {dst.parent} to write {dst.name} into.")
+    if variant is None and any(str(src) == record.tag for record in registry.list_weights()):
+        raise ValueError(f"{src!r} is a tag of published weights: say of which variant.")
     record = None if variant is None else registry.lookup(variant, src)
     path = src if record is None else load.locate(record, include_top=include_top)
     with load.open_weights(path, ema=ema) as found:
         network = resolve(variant or _only_candidate(found))
         arrays = source.read(found, network, include_top)
+        if record is None and found.normalization is None:
+            record = published(network.variant.name, src)
     constants = _constants(network, record, found, preprocessing)
     temporary = dst.with_name(f".{os.getpid()}-{dst.name}")
     try:
@@ -137,3 +145,4 @@ def _write(
         model.save(path)
     else:
         model.save_weights(path)
+        record_normalization(path, normalization)

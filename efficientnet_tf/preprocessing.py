@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 ResizeMethod = Literal["bicubic_legacy", "bilinear_legacy", "bilinear", "bicubic"]
@@ -22,6 +22,8 @@ LabelMap = Literal["imagenet", "imagenet-background", "imagenet21k"]
 RESIZE_METHODS: tuple[str, ...] = get_args(ResizeMethod)
 CROP_RULES: tuple[str, ...] = get_args(CropRule)
 LABEL_MAPS: tuple[str, ...] = get_args(LabelMap)
+
+FILE = "preprocessing.json"  # `Preprocessing.to_dict`, beside a saved model that it belongs to
 
 # Normalisation constants on pixels in [0, 255]: name -> (mean, std) of red, green and blue.
 # fmt: off
@@ -121,6 +123,8 @@ class Preprocessing:
         Raises:
             ValueError: for a field that is missing, unknown or out of range.
         """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"Not a Preprocessing: expected its fields. Received: {fields!r}")
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - set(known))
         missing = sorted(
@@ -209,6 +213,22 @@ def default(normalization: str, size: int, labels: LabelMap | None = "imagenet")
     """
     rule = {"v2": v2_eval, "lite": lite_eval}.get(normalization, v1_eval)
     return rule(size, normalization=normalization, labels=labels)
+
+
+def own(
+    size: int, scale: Sequence[float], offset: Sequence[float], labels: LabelMap | None = None
+) -> Preprocessing:
+    """The rule of networks of one's own, as `scripts/train.py` feeds them: squashed, bilinear.
+
+    Args:
+        size: pixels, square.
+        scale: of the model's rescaling, three numbers greater than 0; see `rescaling`.
+        offset: of the model's rescaling, three numbers.
+        labels: see `Preprocessing`; None for classes of one's own.
+    """
+    mean = _channels("mean", [-o / s for s, o in zip(scale, offset, strict=True)])
+    std = _channels("std", [1 / s for s in scale])
+    return Preprocessing("own", mean, std, size, "bilinear", "squash", labels=labels)
 
 
 def _constants(

@@ -18,7 +18,7 @@ _VARIANT = flags.DEFINE_string(
     "variant", None, "What SRC holds, e.g. efficientnetv2-s. Needed where SRC is a tag."
 )
 _EMA = flags.DEFINE_bool(
-    "ema", True, "Prefer the moving averages in a TensorFlow checkpoint to the last values."
+    "ema", True, "Prefer the moving averages in a training checkpoint to the last values."
 )
 _TOP = flags.DEFINE_bool("include_top", True, "Convert the classifier too.")
 _PREPROCESSING = flags.DEFINE_enum(
@@ -37,6 +37,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"Expected SRC DST (ending in {', '.join(TARGETS)}), or --inspect SRC."
         )
+    unused = [flag.name for flag in (_VARIANT, _TOP, _PREPROCESSING) if flag.present]
+    if _INSPECT.value and unused:
+        raise app.UsageError(f"--inspect SRC does not take --{unused[0]}.")
     try:
         if _INSPECT.value:
             with open_weights(paths[0], ema=_EMA.value) as found:

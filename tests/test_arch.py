@@ -41,6 +41,28 @@ PUBLISHED = {
     "efficientnetv2-xl": (208_119_808, 208_896_832, 93.353),
     "efficientnetv2-s-first": (None, None, None),
 }
+WITHOUT_TOP = {  # trainable parameters: the published tables' "no-top" column
+    "efficientnet-b0": 4_007_548,
+    "efficientnet-b1": 6_513_184,
+    "efficientnet-b2": 7_700_994,
+    "efficientnet-b3": 10_696_232,
+    "efficientnet-b4": 17_548_616,
+    "efficientnet-b5": 28_340_784,
+    "efficientnet-b6": 40_735_704,
+    "efficientnet-b7": 63_786_960,
+    "efficientnet-b8": 84_596_142,
+    "efficientnet-l2": 474_804_308,
+    "efficientnetv2-b0": 5_858_704,
+    "efficientnetv2-b1": 6_860_052,
+    "efficientnetv2-b2": 8_687_086,
+    "efficientnetv2-b3": 12_821_406,
+    "efficientnetv2-s": 20_177_488,
+    "efficientnetv2-m": 52_858_356,
+    "efficientnetv2-l": 117_234_272,
+    "efficientnetv2-xl": 206_838_808,
+}
+# Millions, of EN-B0 to EN-B5 in pycls' model zoo.
+ACTIVATIONS = [6.7, 10.9, 13.8, 23.8, 49.5, 98.9]
 HEAD_21K = {  # trainable, total with 21,843 classes
     "efficientnetv2-b0": (33_839_587, 33_900_195),
     "efficientnetv2-b1": (34_840_935, 34_912_007),
@@ -76,14 +98,23 @@ def test_parameters_and_multiply_adds_are_the_published_ones(name):
     assert round(total.macs / 1e9, 3) == gmacs
 
 
+@pytest.mark.parametrize("name", WITHOUT_TOP)
+def test_parameters_without_the_classifier(name):
+    assert count(name, include_top=False).total.trainable == WITHOUT_TOP[name]
+
+
+def test_activations_are_the_published_ones():
+    counted = [count(f"efficientnet-b{i}").total.activations / 1e6 for i in range(6)]
+    assert [round(millions, 1) for millions in counted] == ACTIVATIONS
+
+
 @pytest.mark.parametrize("name", HEAD_21K)
 def test_parameters_with_the_21k_classifier(name):
     total = count(name, classes=21843).total
     assert (total.trainable, total.params) == HEAD_21K[name]
 
 
-def test_parameters_of_b0_without_classifier_and_of_edgetpu_with_1000_classes():
-    assert count("efficientnet-b0", include_top=False).total.trainable == 4_007_548
+def test_parameters_of_b0s_trunk_and_of_edgetpu_with_1000_classes():
     without_head = count("efficientnet-b0").stages
     assert sum(c.trainable for name, c in without_head.items() if name != "head") == 3_595_388
     counts = [count(f"efficientnet-edgetpu-{size}", classes=1000).total.trainable for size in "sml"]
@@ -118,6 +149,11 @@ def test_every_row_survives_the_string_notation(name):
         assert BlockArgs.parse(row.encode()) == row
 
 
+def test_the_string_notation_keeps_every_digit():
+    row = BlockArgs("mbconv", 2, 3, 2, 6, 16, 24, 1 / 24)
+    assert BlockArgs.parse(row.encode()) == row
+
+
 @pytest.mark.parametrize(
     ("string", "row"),
     [
@@ -140,6 +176,9 @@ def test_official_strings_are_read(string, row):
         ("r2_r3_k3_s22_e6_i16_o24", "'r3'"),
         ("r2_k3_s22_e6_i16_o24_c2", "'c2'"),
         ("r2_k3.5_s22_e6_i16_o24", "'k3.5'"),
+        ("r0_k3_s22_e6_i16_o24", "'r0'"),
+        ("r2_k3_s33_e6_i16_o24", "'s33'"),
+        ("r2_k3_s22_e6_i16_o24_se2.5", "'se2.5'"),
         ("", "''"),
     ],
 )
@@ -157,6 +196,15 @@ def test_bad_values_are_errors_that_say_what_is_allowed():
         resolve("efficientnet-b0", width=0)
     with pytest.raises(ValueError, match="repeats must be an integer >= 1"):
         BlockArgs("mbconv", 0, 3, 1, 1, 8, 8)
+    with pytest.raises(ValueError, match="strides must be 1 or 2"):
+        BlockArgs("mbconv", 1, 3, 3, 1, 8, 8)
+    with pytest.raises(ValueError, match="squeeze-excite only with expand_ratio > 1"):
+        BlockArgs("fused", 1, 3, 1, 1, 8, 8, 0.25)
+    with pytest.raises(ValueError, match=r"a name in VARIANTS or a Variant .* Network"):
+        resolve(resolve("efficientnet-b0"))
+    for arguments in ({"resolution": 0}, {"classes": 0}, {"channels": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            count("efficientnet-b0", **arguments)
     with pytest.raises(ValueError, match="dtype must be one of"):
         count("efficientnet-b0").peak_memory(dtype="float8")
 

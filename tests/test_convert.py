@@ -10,10 +10,10 @@ import pytest
 
 from efficientnet_tf import convert as convert_lib
 from efficientnet_tf.arch import resolve
-from efficientnet_tf.convert import convert, describe
+from efficientnet_tf.convert import TARGETS, convert, describe
 from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.weights import load
-from efficientnet_tf.weights.source import WeightsError
+from efficientnet_tf.weights.source import Normalization, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,23 @@ def test_keras_archive_normalises_as_asked(lite, tmp_path):
     np.testing.assert_allclose(found, 1.0, atol=1e-6)
 
 
-def test_normalization_travels_with_the_file(lite, tmp_path):
+@pytest.mark.parametrize("suffix", TARGETS)
+def test_normalization_travels_with_the_file(lite, tmp_path, suffix):
     path, _ = lite
-    convert(path, tmp_path / "a.safetensors", preprocessing="inception")
-    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    convert(path, tmp_path / f"a{suffix}", preprocessing="inception")
+    convert(tmp_path / f"a{suffix}", tmp_path / "b.safetensors")
     with load.open_weights(tmp_path / "b.safetensors") as found:
-        assert found.normalization.mean == (127.5, 127.5, 127.5)
+        np.testing.assert_allclose(found.normalization.mean, 127.5, rtol=1e-6)
+        np.testing.assert_allclose(found.normalization.std, 127.5, rtol=1e-6)
+    with pytest.raises(WeightsError, match=r"mean=\(127\.5, .*has another, mean=\(127\.0,"):
+        build("efficientnet-lite0", weights=tmp_path / f"a{suffix}", preprocessing="lite")
+
+
+@pytest.mark.parametrize("file", ["efficientnetv2-b0.h5", "efficientnetv2-b0.weights.h5"])
+def test_normalization_travels_where_keras_has_no_place_for_it(shared_dir, tmp_path, file):
+    convert(shared_dir / "fixtures/efficientnetv2-b0.tgz", tmp_path / file, preprocessing="v2")
+    with load.open_weights(tmp_path / file) as found:
+        assert found.normalization == Normalization((128.0,) * 3, (128.0,) * 3)
 
 
 def test_without_classifier(lite, tmp_path):
@@ -114,7 +125,17 @@ def test_what_can_not_be_converted_is_an_error(lite, tmp_path):
         convert(path, tmp_path / "lite0.keras", variant="efficientnet-lite1")
     with pytest.raises(ValueError, match="efficientnet-lite0"):
         convert(path, tmp_path / "lite0.keras", variant="efficientnet-lite")
+    with pytest.raises(ValueError, match="is a tag of published weights: say of which variant"):
+        convert("noisy-student", tmp_path / "b0.keras")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write lite0\.keras"):
+        convert(path, tmp_path / "nowhere/lite0.keras")
     assert os.listdir(tmp_path) == []
+
+
+def test_last_values_of_a_file_without_any_are_an_error(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="ema=False does not apply"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.keras", ema=False)
 
 
 def test_an_interrupted_write_leaves_nothing(lite, tmp_path, monkeypatch):
@@ -139,6 +160,9 @@ def test_command_line(lite, tmp_path, root):
     done = run("--inspect", tmp_path / "lite0.safetensors")
     assert done.returncode == 0
     assert "variant     efficientnet-lite0\n" in done.stdout
+    done = run("--inspect", tmp_path / "lite0.safetensors", "--variant=efficientnet-lite0")
+    assert done.returncode == 1
+    assert "--inspect SRC does not take --variant." in done.stdout + done.stderr
     done = run(tmp_path / "missing.h5", tmp_path / "x.keras")
     assert done.returncode == 1
     assert done.stderr.strip().endswith(f"error: There are no weights at {tmp_path}/missing.h5.")

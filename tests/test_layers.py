@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import efficientnet_tf as et
 from efficientnet_tf.models import layers
 
 
@@ -113,9 +114,78 @@ def test_rescaling_equals_the_formula(size, scale):
     )
 
 
-@pytest.mark.parametrize("name", ["BatchNormalization", "Conv2D", "Rescaling"])
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (5, 7, 3), (5, 6, 7, 3)])
+def test_rescaling_takes_any_rank_and_one_offset_for_all_channels(shape):
+    x = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype("float32")
+    ours = layers.Rescaling([0.5, 0.25, 2.0])(x)
+    np.testing.assert_allclose(ours, x * np.float32([0.5, 0.25, 2.0]), rtol=1e-6)
+
+
+def test_fast_layers_return_to_a_model_from_a_file(tmp_path):
+    inner = et.build("efficientnetv2-b0", input_shape=(64, 64, 3), classes=4)
+    images = keras.Input((64, 64, 3))
+    keras.Model(images, keras.layers.Dense(3)(inner(images))).save(tmp_path / "m.keras")
+    plain = keras.saving.load_model(tmp_path / "m.keras")
+    fast = layers.with_fast_layers(plain)
+    kinds = {
+        name: type(fast.layers[1].get_layer(name))
+        for name in ("stem_bn", "rescaling", "block4a_se_reduce", "stem_conv")
+    }
+    assert kinds["stem_bn"] is layers.BatchNormalization
+    assert kinds["rescaling"] is layers.Rescaling
+    assert kinds["block4a_se_reduce"] is layers.Conv2D
+    assert [layer.name for layer in fast.layers] == [layer.name for layer in plain.layers]
+    x = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")
+    expected = np.asarray(plain(x))
+    np.testing.assert_allclose(fast(x), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_normalisation_behind_a_depthwise_convolution_equals_keras(strides, training):
+    inputs = keras.Input((9, 8, 5))
+    depthwise = keras.layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False)(inputs)
+    ours, theirs = _pair(epsilon=1e-2)
+    fast, plain = (keras.Model(inputs, [depthwise, y(depthwise)]) for y in (ours, theirs))
+    x = tf.constant(np.random.default_rng(0).normal(size=(3, 9, 8, 5)).astype("float32"))
+    answers = []
+    for model in (fast, plain):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs = tf.function(lambda x, model=model: model(x, training=training))(x)
+            loss = tf.reduce_sum(outputs[1] ** 2)
+        answers.append([*outputs, *tape.gradient(loss, [x, *model.trainable_variables])])
+    for a, b in zip(*answers, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+    function = tf.function(lambda x: fast(x, training=False)[1]).get_concrete_function(x)
+    assert "FusedBatchNormV3" not in {op.type for op in function.graph.get_operations()}
+
+
+@pytest.mark.parametrize("name", ["silu", "relu", "relu6"])
+def test_activation_equals_keras_to_the_second_derivative(name):
+    x = tf.constant(np.linspace(-30, 30, 401).astype("float32"))
+    results = []
+    for layer in (layers.Activation(name), keras.layers.Activation(name)):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            first = tape.gradient(y, x)
+        second = outer.gradient(first, x)
+        results.append([y, first] if second is None else [y, first, second])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Activation", "BatchNormalization", "Conv2D", "Rescaling"])
 def test_layers_are_saved_as_keras_own(name):
-    kwargs = {"Conv2D": {"filters": 3, "kernel_size": 1}, "Rescaling": {"scale": 2.0}}.get(name, {})
+    arguments = {
+        "Activation": {"activation": "silu"},
+        "Conv2D": {"filters": 3, "kernel_size": 1},
+        "Rescaling": {"scale": 2.0},
+    }
+    kwargs = arguments.get(name, {})
     layer = getattr(layers, name)(**kwargs)
     config = keras.saving.serialize_keras_object(layer)
     assert (config["module"], config["class_name"]) == ("keras.layers", name)

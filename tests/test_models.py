@@ -10,6 +10,7 @@ import pytest
 import efficientnet_tf as et
 from efficientnet_tf.arch import VARIANTS, resolve
 from efficientnet_tf.arch.complexity import count
+from efficientnet_tf.preprocessing import NORMALIZATIONS
 
 SMALL = ["efficientnet-b0", "efficientnet-lite0", "efficientnet-edgetpu-s", "efficientnetv2-b0"]
 
@@ -53,6 +54,7 @@ def test_built_parameters_are_the_published_ones(name, trainable):
 
 @pytest.mark.parametrize("name", ["efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3"])
 def test_drop_rates_of_the_built_model_stay_below_the_papers(name):
+    # keras#16144, tensorflow#45916, qubvel/efficientnet#135: stochastic depth was wrong.
     # keras.applications divides by unscaled repeats: 0.2476, 0.2571, 0.2952 at the end.
     model = et.build(name, include_top=False)
     rates = {y.name: y.rate for y in model.layers if y.name.endswith("_drop")}
@@ -108,6 +110,7 @@ def test_same_shaped_kernels_start_different():
 
 
 def test_xl_builds_at_the_default_recursion_limit():
+    # sebastian-sz/efficientnet-v2-keras#11: XL needed a higher limit, and names went past z.
     limit = sys.getrecursionlimit()
     try:
         sys.setrecursionlimit(1000)
@@ -119,6 +122,7 @@ def test_xl_builds_at_the_default_recursion_limit():
 
 @pytest.mark.parametrize("name", ["encoder", "efficientnetv2-b0", "efficientnetv2-s"])
 def test_a_name_never_changes_the_network(name):
+    # qubvel/efficientnet#127, #140: traps in names.
     # keras.applications: KeyError for the first, B0's blocks for the second.
     model = et.EfficientNetV2S(weights=None, include_top=False, name=name)
     assert model.name == name
@@ -128,6 +132,7 @@ def test_a_name_never_changes_the_network(name):
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 64)])
 def test_any_size_gives_the_same_answer_static_or_dynamic(name, size):
+    # titu1994/keras-efficientnets#7, lukemelas/EfficientNet-PyTorch#14: odd and other sizes.
     dynamic = et.build(name, include_top=False)
     static = et.build(name, include_top=False, input_shape=(*size, 3))
     static.set_weights(dynamic.get_weights())
@@ -138,6 +143,7 @@ def test_any_size_gives_the_same_answer_static_or_dynamic(name, size):
 
 
 def test_preprocessing_is_part_of_the_network_whatever_the_weights():
+    # tensorflow#48412, #44745, keras#14950: normalised twice, or wanted without.
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
     inside = et.build("efficientnet-b0", include_top=False, preprocessing="torch")
     outside = et.build("efficientnet-b0", include_top=False, include_preprocessing=False)
@@ -148,6 +154,69 @@ def test_preprocessing_is_part_of_the_network_whatever_the_weights():
     np.testing.assert_allclose(inside(images), y, atol=1e-4 * np.abs(y).max())
     np.testing.assert_allclose(inside(images.astype("float32")), inside(images))
     assert [layer.name for layer in inside.layers][1] == "rescaling"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_parameters_for_other_channels_are_those_of_the_analytic_count(channels):
+    model = et.build("efficientnet-b0", input_shape=(32, 32, channels), classes=7)
+    layers = count("efficientnet-b0", 32, classes=7, channels=channels).layers
+    assert [layer.name.replace("input", "images") for layer in layers] == [
+        layer.name for layer in model.layers
+    ]
+    assert model.count_params() == sum(layer.trainable + layer.statistics for layer in layers)
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_normalization_is_the_published_formula(name):
+    # tensorflow#49930, #47182, keras#16392: the variance was the standard deviation.
+    mean, std = (np.array(values) for values in NORMALIZATIONS[name])
+    model = _tiny(input_shape=(32, 32, 3), preprocessing=name)
+    scaled = keras.Model(model.input, model.get_layer("rescaling").output)
+    pixels = np.arange(3072).reshape(1, 32, 32, 3) * 7 % 256
+    np.testing.assert_allclose(scaled(pixels.astype("uint8")), (pixels - mean) / std, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_stem_has_the_channels_of_the_input(channels):
+    # keras#21529, #21692: a stem for one channel where the pretrained files have three.
+    model = _tiny(input_shape=(None, None, channels))
+    assert model.get_layer("stem_conv").kernel.shape == (3, 3, max(channels, 3), 8)
+    assert model.input_shape == (None, None, None, channels)
+
+
+def test_lite_has_the_official_sizes_stem_head_and_ends():
+    # keras#16905, #16835, tensorflow#45091, keras-cv#630: Lite in Keras.
+    sizes = [VARIANTS[f"efficientnet-lite{i}"].resolution for i in range(5)]
+    assert sizes == [224, 240, 260, 280, 300]
+    for i in range(5):
+        model = et.build(f"efficientnet-lite{i}", input_shape=(32, 32, 3))
+        names = [layer.name for layer in model.layers]
+        assert model.get_layer("stem_conv").kernel.shape == (3, 3, 3, 32)
+        assert model.get_layer("top_conv").kernel.shape[-1] == 1280
+        # fix_head_stem: one block in the first and in the last stage, at any depth.
+        for stage in (1, 7):
+            assert [
+                n for n in names if n.startswith(f"block{stage}") and n.endswith("_dwconv")
+            ] == [f"block{stage}a_dwconv"]
+        assert not [n for n in names if "_se_" in n]
+        activations = {y.activation for y in model.layers if y.name.endswith("_activation")}
+        assert activations == {keras.activations.relu6}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("efficientnet_b0", "efficientnet-b0"),
+        ("EfficientNetB0", "efficientnet-b0"),
+        ("EfficientNetV2S", "efficientnetv2-s"),
+        ("efficientnetv2_rw_s", "efficientnetv2-s"),
+        ("tf_efficientnet_lite3", "efficientnet-lite3"),
+    ],
+)
+def test_names_of_other_packages_are_understood_as_a_question(name, meant):
+    # qubvel/efficientnet#84, timm#638, google/automl#1018: `-` or `_`?
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+        et.build(name)
 
 
 def test_one_channel_gives_what_three_equal_channels_give():
@@ -166,11 +235,20 @@ def test_more_channels_are_normalised_in_turn():
 
 
 def test_levels_are_the_last_block_outputs_by_stride():
+    # keras#16708, keras-cv#2413, maskrcnn_tf2#6: which layers are C1 to C5; V2's P5 was the top.
     model = et.EfficientNetV2B0(weights=None, features_only=True, input_shape=(65, 64, 3))
     assert [tuple(y.shape[1:]) for y in model.outputs] == [
         (33, 32, 16), (17, 16, 32), (9, 8, 48), (5, 4, 112), (3, 2, 192),
     ]  # fmt: skip
     assert "top_conv" not in {layer.name for layer in model.layers}
+    top = et.EfficientNetV2B0(weights=None, include_top=False, input_shape=(65, 64, 3))
+    names = ["block1a_project_activation", "block2b_add", "block3b_add", "block5e_add"]
+    for name, output in zip([*names, "block6h_add"], model.outputs, strict=True):
+        wanted = keras.Model(top.input, top.get_layer(name).output)
+        wanted.set_weights(model.get_weights()[: len(wanted.weights)])
+        found = keras.Model(model.input, output)
+        images = np.random.default_rng(0).integers(0, 256, (1, 65, 64, 3)).astype("uint8")
+        np.testing.assert_allclose(found(images), wanted(images), rtol=1e-5, atol=1e-5)
     some = et.EfficientNetB0(weights=None, features_only=True, levels=(3, 4))
     assert [y.shape[-1] for y in some.outputs] == [40, 112]
     backbone = et.EfficientNetB0(weights=None, features_only=True)
@@ -194,10 +272,15 @@ def test_builds_on_a_tensor_of_a_larger_model():
     assert model.output_shape == (None, 3)
 
 
-def test_classifier_stays_in_float32_under_mixed_precision():
+def test_normalisation_and_classifier_stay_in_float32_under_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = _tiny(input_shape=(32, 32, 3))
+        first = keras.Model(model.input, model.get_layer("rescaling").output)
+        pixels = np.full((1, 32, 32, 3), 200.4, "float32")  # bfloat16 has 200 and 201
+        expected = (200.4 - 103.53) / 57.375
+        assert np.asarray(first(pixels))[0, 0, 0, 2] == pytest.approx(expected, rel=1e-6)
+        assert np.isfinite(model(pixels)).all()
     finally:
         keras.config.set_dtype_policy("float32")
     assert model.output.dtype == "float32"
@@ -211,7 +294,17 @@ def test_classifier_stays_in_float32_under_mixed_precision():
         ({"pooling": "avgg", "include_top": False}, 'pooling must be None, "avg" or "max"'),
         ({"pooling": "avg"}, "pooling needs include_top=False"),
         ({"classes": 0}, "classes must be an integer >= 1"),
+        ({"classes": True}, "classes must be an integer >= 1"),
         ({"classes": 10, "include_top": False}, "classes is only used with a classifier"),
+        ({"dropout_rate": 0.1, "include_top": False}, "dropout_rate is only used with a class"),
+        ({"dropout_rate": 0.1, "features_only": True}, "dropout_rate is only used with a class"),
+        (
+            {"classifier_activation": "sigmoid", "include_top": False},
+            "classifier_activation is only used with a classifier",
+        ),
+        ({"classifier_activation": "softmaxx", "include_top": False}, "name of a Keras activ"),
+        ({"input_shape": 32}, r"input_shape must be \(height, width, channels\)"),
+        ({"levels": 3, "features_only": True}, r"levels must be some of \(2, 3\)"),
         ({"input_shape": (32, 32)}, r"input_shape must be \(height, width, channels\)"),
         ({"input_shape": (None, 32, 32, 3)}, r"input_shape must be \(height, width, channels\)"),
         ({"input_shape": (31, 32, 3)}, "at least 32 pixels"),
@@ -231,6 +324,16 @@ def test_wrong_arguments_say_what_is_allowed(kwargs, message):
         _tiny(**kwargs)
 
 
+def test_the_default_size_is_the_weights_own(monkeypatch):
+    # 21k and other checkpoints were not evaluated at the variant's resolution.
+    monkeypatch.setattr(et.models.efficientnet.load, "load_weights", lambda *_, **__: None)
+    sizes = {
+        tag: et.build("efficientnetv2-b1", weights=tag).input_shape[1]
+        for tag in ("imagenet", "imagenet21k", None)
+    }
+    assert sizes == {"imagenet": 240, "imagenet21k": 224, None: 240}
+
+
 def test_classes_must_fit_the_weights_and_tags_are_listed():
     with pytest.raises(ValueError, match="classes=1000"):
         et.EfficientNetV2S(weights="imagenet", classes=10)
@@ -239,6 +342,7 @@ def test_classes_must_fit_the_weights_and_tags_are_listed():
 
 
 def test_channels_first_is_refused():
+    # qubvel/efficientnet#75: channels_first.
     keras.config.set_image_data_format("channels_first")
     try:
         with pytest.raises(ValueError, match="Only channels_last is supported"):

@@ -82,6 +82,15 @@ def test_fraction_rule_has_the_paddings_of_the_tpu_repository():
     assert preprocessing.v2_eval(384).crop_ratio is None
 
 
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_own_rule_squashes_and_finds_the_constants_of_a_rescaling(name):
+    made = preprocessing.own(64, *preprocessing.rescaling(preprocessing.default(name, 224)))
+    assert (made.size, made.crop, made.resize_method, made.labels) == (
+        64, "squash", "bilinear", None,
+    )  # fmt: skip
+    np.testing.assert_allclose([made.mean, made.std], NORMALIZATIONS[name], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -127,6 +136,8 @@ def test_from_dict_names_missing_and_unknown_fields():
     fields["sdt"] = [1, 1, 1]
     with pytest.raises(ValueError, match=r"unknown fields \['sdt'\], missing fields \['std'\]"):
         Preprocessing.from_dict(fields)
+    with pytest.raises(ValueError, match="expected its fields"):
+        Preprocessing.from_dict([224])
 
 
 def test_unknown_normalisation_names_the_known_ones():

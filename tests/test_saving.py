@@ -1,5 +1,6 @@
 """Saved models open, and answer the same, in a process that never imported the package."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def _randomise(model: keras.Model) -> None:
 
 
 def test_files_open_without_the_package(tmp_path):
+    # qubvel/efficientnet#62, #137, #77, segmentation_models#191: files needed custom_objects.
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3)).astype("float32")
     np.save(tmp_path / "images.npy", images)
     names = ["efficientnet-b0", "efficientnet-lite0", "efficientnet-edgetpu-s", "efficientnetv2-b0"]
@@ -59,14 +61,50 @@ def test_files_open_without_the_package(tmp_path):
     subprocess.run([sys.executable, "-c", READER, str(tmp_path)], check=True, cwd=tmp_path)
 
 
+def _narrow(name):
+    """A variant with all its blocks and few filters."""
+    variant = dataclasses.replace(et.VARIANTS[name], name="narrow", width=0.1)
+    return et.build(variant, input_shape=(33, 33, 3), classes=3, classifier_activation=None)
+
+
+def _types(value):
+    """Types of all values in nested dictionaries and lists."""
+    yield type(value)
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _types(item)
+
+
 @pytest.mark.parametrize("name", et.VARIANTS)
 def test_every_variant_survives_its_json_config(name):
-    model = et.build(name, input_shape=(32, 32, 3), include_top=False)
+    # keras#17199, #18218, tf-keras#177, tensorflow#58088: arrays in configs could not be saved.
+    model = _narrow(name)
+    config = keras.saving.serialize_keras_object(model)
+    assert set(_types(config)) <= {dict, list, tuple, str, int, float, bool, type(None)}
     copy = keras.models.model_from_json(model.to_json())
     assert {type(layer).__module__.split(".")[0] for layer in copy.layers} == {"keras"}
     for ours, theirs in zip(model.layers, copy.layers, strict=True):
         assert type(ours).__name__ == type(theirs).__name__
         assert ours.get_config() == theirs.get_config()
+
+
+# One variant of each table of blocks: B1 to B8 and L2 have B0's blocks more often, and so on.
+TABLES = {(row.blocks, row.activation): name for name, row in reversed(et.VARIANTS.items())}
+
+
+@pytest.mark.parametrize("name", sorted(TABLES.values()))
+def test_every_table_of_blocks_survives_its_files(tmp_path, name):
+    # keras#17199, tensorflow#61366: `.keras` and `.weights.h5`.
+    model = _narrow(name)
+    _randomise(model)
+    model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    again = _narrow(name)
+    again.load_weights(tmp_path / "m.weights.h5")
+    for copy in (again, keras.models.load_model(tmp_path / "m.keras")):
+        for ours, theirs in zip(model.weights, copy.weights, strict=True):
+            assert ours.path.split("/")[-2:] == theirs.path.split("/")[-2:]
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_reloaded_model_trains_alike(tmp_path):

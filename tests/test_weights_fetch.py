@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import pytest
 
@@ -240,6 +241,13 @@ def test_a_server_that_fails_once_is_asked_again(server, cache):
 def test_redirects_are_followed(server, cache):
     assert fetch.fetch(f"{server.url}/redirect/a.bin", SHA256).read_bytes() == CONTENT
     assert server.requests[1][0] == "/file/a.bin"
+
+
+@pytest.mark.parametrize("url", ["http://host/a.bin", "HTTP://host/a.bin"])
+def test_redirects_do_not_leave_encryption(url):
+    request = urllib.request.Request("https://host/a.bin")
+    with pytest.raises(FetchError, match="unencrypted"):
+        fetch._Redirect().redirect_request(request, None, 302, "Found", {}, url)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file", "a.bin"])

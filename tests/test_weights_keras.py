@@ -152,6 +152,7 @@ def test_file_without_normalization_layer(theirs, tmp_path):
 
 
 def test_published_normalization_with_std_for_its_square(theirs, tmp_path):
+    # tensorflow#49930, #47182, keras#16392: the standard deviation stood for its square.
     # The published V1 files: variance holds std, and keras.applications divides by sqrt(std) again.
     path = tmp_path / "published.h5"
     model = theirs("EfficientNetB0")
@@ -170,9 +171,10 @@ def test_another_normalization_is_an_error_that_says_which(theirs, tmp_path):
         file["normalization/normalization/mean:0"][...] = 0.0
         file["normalization/normalization/variance:0"][...] = 1.0
     with pytest.raises(WeightsError, match=r"mean=\(0\.0, 0\.0, 0\.0\), std=\(255\.0"):
-        _logits("efficientnet-b0", path)
+        _logits("efficientnet-b0", path, preprocessing="torch")
     own = Preprocessing("scaled", (0, 0, 0), (255, 255, 255), 224)
     inside = _logits("efficientnet-b0", path, preprocessing=own)
+    _assert_equal(_logits("efficientnet-b0", path), inside)
     model = build(
         "efficientnet-b0",
         weights=str(path),
@@ -190,6 +192,43 @@ def test_our_own_files_are_read(tmp_path, suffix):
     path = tmp_path / f"own{suffix}"
     model.save_weights(path) if suffix == ".weights.h5" else model.save(path)
     _assert_equal(_logits("efficientnet-lite0", path), np.array(model(IMAGES, training=False)))
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model.h5"])
+def test_normalization_of_a_saved_model_counts(tmp_path, file):
+    # google/automl: V2-B0 was trained with other constants on ImageNet than on ImageNet-21k.
+    kwargs = {"input_shape": (SIZE, SIZE, 3), "classifier_activation": None}
+    model = build("efficientnetv2-b0", preprocessing="v2", **kwargs)
+    _randomise(model)
+    model.save(tmp_path / file)
+    with pytest.raises(WeightsError, match=r"mean=\(128\.0, .*the model has another, mean=\(123\."):
+        _logits("efficientnetv2-b0", tmp_path / file, preprocessing="torch")
+    for preprocessing in (None, "v2"):
+        found = _logits("efficientnetv2-b0", tmp_path / file, preprocessing=preprocessing)
+        _assert_equal(found, np.array(model(IMAGES, training=False)))
+
+
+@pytest.mark.parametrize("how", ["external", "virtual", "link"])
+def test_arrays_outside_the_file_are_refused(tmp_path, how):
+    # HDF5 can point at any file of the machine that opens it.
+    secret = np.arange(4, dtype="float32")
+    (tmp_path / "secret").write_bytes(secret.tobytes())
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["secret"] = secret
+    with h5py.File(tmp_path / "evil.h5", "w") as file:
+        file.attrs["layer_names"] = [b"predictions"]
+        group = file.create_group("predictions")
+        group.attrs["weight_names"] = [b"bias"]
+        if how == "external":
+            group.create_dataset("bias", (4,), "float32", external=[(tmp_path / "secret", 0, 16)])
+        elif how == "virtual":
+            layout = h5py.VirtualLayout((4,), "float32")
+            layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "secret", (4,))
+            group.create_virtual_dataset("bias", layout)
+        else:
+            group["bias"] = h5py.ExternalLink(tmp_path / "secret.h5", "secret")
+    with pytest.raises(WeightsError, match=r"another file.*refused"):
+        load.read(tmp_path / "evil.h5", resolve("efficientnet-b0"))
 
 
 def test_what_does_not_fit_is_named(theirs, tmp_path):

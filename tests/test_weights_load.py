@@ -3,6 +3,7 @@
 import shutil
 import sys
 import types
+import warnings
 
 import h5py
 import keras
@@ -110,10 +111,24 @@ def test_one_channel_stem_is_the_sum():
 
 
 def test_six_channels_of_one_picture_twice_give_the_picture_s_logits(model, file):
+    # qubvel/efficientnet#147: pretrained weights for multispectral pictures.
     images = _images()
     six = _build(weights=file, input_shape=(SIZE, SIZE, 6))
     wanted = _call(model, images)
     found = _call(six, np.concatenate([images, images], axis=-1))
+    assert np.abs(found - wanted).max() <= 1e-5 * np.ptp(wanted)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_more_channels_see_what_the_rgb_stem_sees_of_their_mixture(model, file, channels):
+    # keras#14373, qubvel/efficientnet#147. Channel c has the kernel of c % 3, times 3 / channels.
+    pixels = _images(channels) / 255
+    kwargs = {"weights": file, "include_preprocessing": False}
+    mixture = np.zeros((2, SIZE, SIZE, 3), "float32")
+    for channel in range(channels):
+        mixture[..., channel % 3] += pixels[..., channel] * 3 / channels
+    wanted = _call(_build(**kwargs), mixture)
+    found = _call(_build(input_shape=(SIZE, SIZE, channels), **kwargs), pixels)
     assert np.abs(found - wanted).max() <= 1e-5 * np.ptp(wanted)
 
 
@@ -151,6 +166,12 @@ def test_models_that_end_earlier_are_loaded(model, file):
     np.testing.assert_allclose(np.array(found), _call(wanted, images), atol=1e-5)
 
 
+def test_preprocessing_is_the_same_layer_with_and_without_weights(file):
+    # tensorflow#49930: keras.applications rescales once more where weights are loaded.
+    random, loaded = _build(), _build(weights=file)
+    assert [y.get_config() for y in random.layers] == [y.get_config() for y in loaded.layers]
+
+
 def test_a_failed_load_leaves_the_model_as_it_was(arrays, tmp_path):
     target = _build()
     before = load.model_arrays(target)
@@ -177,7 +198,9 @@ def test_recorded_normalization_must_be_the_model_s(arrays, tmp_path):
     path = str(tmp_path / "own.safetensors")
     write_safetensors(path, arrays, Normalization((127.5,) * 3, (127.5,) * 3))
     with pytest.raises(WeightsError, match=r"mean=\(127\.5, .*the model has another"):
-        _build(weights=path)
+        _build(weights=path, preprocessing="torch")
+    scale = _build(weights=path).get_layer("rescaling").scale
+    np.testing.assert_allclose(np.ravel(scale), 1 / 127.5)
     assert _build(weights=path, preprocessing="inception").count_params() > 0
     assert _build(weights=path, include_preprocessing=False).count_params() > 0
     _build(weights=path, preprocessing="inception", input_shape=(SIZE, SIZE, 5))
@@ -304,3 +327,32 @@ def test_a_mirror_must_tell_official_files_of_one_name_apart(mirror):
     (mirror / "advprop").mkdir()
     (mirror / "advprop/efficientnet-b0.tar.gz").write_bytes(b"AdvProp")
     assert load.locate(record).read_bytes() == b"AdvProp"
+
+
+def test_a_published_file_name_decides_the_normalisation_of_a_path(tmp_path):
+    # The file of a 21k checkpoint does not say that its pictures are (x - 128) / 128.
+    network = build("efficientnetv2-b0", classes=21843, input_shape=(32, 32, 3))
+    network_of = resolve("efficientnetv2-b0")
+    path = tmp_path / "efficientnetv2-b0-21k.h5"
+    write_keras_h5(path, load.model_arrays(network), network_of)
+    model = build("efficientnetv2-b0", weights=str(path), input_shape=(32, 32, 3))
+    assert model.output_shape == (None, 21843)
+    np.testing.assert_allclose(np.ravel(model.get_layer("rescaling").scale), 1 / 128)
+    other = tmp_path / "mine.h5"
+    path.rename(other)
+    model = build("efficientnetv2-b0", weights=str(other), classes=21843, input_shape=(32, 32, 3))
+    np.testing.assert_allclose(np.ravel(model.get_layer("rescaling").scale)[0], 1 / 58.395)
+
+
+def test_a_file_name_that_was_published_twice_warns(tmp_path):
+    # efficientnet-b0.tar.gz: AutoAugment and AdvProp, with different normalisations.
+    network = build("efficientnet-b0", input_shape=(32, 32, 3))
+    network_of = resolve("efficientnet-b0")
+    path = tmp_path / "efficientnet-b0.h5"
+    write_keras_h5(path, load.model_arrays(network), network_of)
+    with pytest.warns(UserWarning, match="imagenet-advprop with 'inception'"):
+        build("efficientnet-b0", weights=str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = build("efficientnet-b0", weights=str(path), preprocessing="inception")
+    np.testing.assert_allclose(np.ravel(model.get_layer("rescaling").scale), 1 / 127.5)

@@ -134,7 +134,7 @@ def test_directory_prefix_and_archive_hold_the_same(shared_dir, tmp_path):
 
 @pytest.mark.parametrize("ema", [True, False])
 def test_a_checkpoint_with_averages_only_or_without_any_is_read(tmp_path, ema):
-    # As L2's is, and as one's own may be (lukemelas/EfficientNet-PyTorch#315).
+    # As L2's is, and as one's own may be (tensorflow/tpu#818, lukemelas/EfficientNet-PyTorch#315).
     averages = _save(tmp_path / "averages", _tensors(1.0, EMA))
     last = _save(tmp_path / "last", _tensors(2.0))
     assert _values(_read(averages, ema=ema)) == {1.0}
@@ -192,6 +192,7 @@ def test_another_variant_is_named(shared_dir):
 
 
 def test_the_classifier_is_left_out_on_request_only(tmp_path):
+    # keras-hub#3014, #1747: the head was missing.
     shapes = {k: v for k, v in TINY_SHAPES.items() if "dense" not in k}
     prefix = _save(tmp_path / "no_top", _tensors(2.0, shapes=shapes))
     with pytest.raises(WeightsError, match="pass include_top=False"):

@@ -103,6 +103,7 @@ def test_url_and_hash(variant, tag, url_end, digits):
     ],
 )  # fmt: skip
 def test_preprocessing_belongs_to_the_weights(variant, tag, mean, std, size, resize, crop, labels):
+    # gen-efficientnet-pytorch#54, pytorch/vision#5450: other preprocessing than in training.
     record = find(variant, tag)
     found = record.preprocessing
     assert (found.mean[0], found.std[0], found.size) == (mean, std, size)
@@ -110,6 +111,7 @@ def test_preprocessing_belongs_to_the_weights(variant, tag, mean, std, size, res
 
 
 def test_imagenet_means_what_keras_applications_means():
+    # james77777778/keras-image-models#52: which weights is 'imagenet'?
     named = {r.variant: r.source for r in list_weights() if r.tag == "imagenet"}
     for variant in ("efficientnet-b0", "efficientnet-b7", "efficientnetv2-l"):
         assert named[variant] == "keras.applications"
@@ -118,10 +120,32 @@ def test_imagenet_means_what_keras_applications_means():
 
 
 def test_unknown_tag_lists_the_valid_ones_and_suggests_one():
+    # google/automl#1053, #1124, lukemelas/EfficientNet-PyTorch#144: which weights are there?
     with pytest.raises(ValueError, match="Did you mean 'noisy-student'") as error:
         find("efficientnet-b5", "noisy_student")
     for record in list_weights("efficientnet-b5"):
         assert record.tag in str(error.value)
+
+
+def test_weights_that_were_never_published_are_refused_with_those_that_were():
+    # google/automl#1053: V2-XL has no weights of ImageNet-1k alone. Nothing is made up for it.
+    with pytest.raises(ValueError, match=r"Its tags: imagenet21k, imagenet21k-ft1k, ") as error:
+        find("efficientnetv2-xl", "imagenet")
+    assert "efficientnetv2-xl has no weights 'imagenet'" in str(error.value)
+    # huggingface/pytorch-image-models#541: NoisyStudent and L2.
+    for variant in [f"efficientnet-b{i}" for i in range(8)] + ["efficientnet-l2"]:
+        assert find(variant, "noisy-student").source == "official"
+
+
+def test_every_published_variant_has_a_classifier_with_known_labels():
+    # keras-hub#3014, #1747: no head, and no word on what its classes are.
+    published = {record.variant for record in list_weights()}
+    assert published == VARIANTS.keys() - {"efficientnetv2-s-first"}
+    for record in list_weights():
+        assert record.url is None or "notop" not in record.url
+        assert record.label_map == {1000: "imagenet", 1001: "imagenet-background"}.get(
+            record.classes, "imagenet21k"
+        )
 
 
 def test_unknown_variant_is_an_error():

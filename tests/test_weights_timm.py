@@ -136,6 +136,17 @@ class _Unpickled:
         return (pathlib.Path.touch, (self.mark,))
 
 
+@pytest.mark.parametrize(("ema", "factor"), [(True, 3), (False, 1)])
+def test_averages_in_a_training_checkpoint_are_preferred(theirs, tmp_path, ema, factor):
+    # timm's train.py; the complaint is qubvel/efficientnet#19.
+    state = theirs("tf_efficientnet_b0").state_dict()
+    averages = {key: 3 * value for key, value in state.items()}
+    content = {"epoch": 3, "state_dict": state, "state_dict_ema": averages}
+    torch.save(content, tmp_path / "trained.pth")
+    found = load.read(tmp_path / "trained.pth", resolve("efficientnet-b0"), ema=ema)
+    np.testing.assert_array_equal(found["top_bn/gamma"], factor * state["bn2.weight"].numpy())
+
+
 def test_nothing_is_unpickled(tmp_path):
     import pickle
 
@@ -143,8 +154,9 @@ def test_nothing_is_unpickled(tmp_path):
     torch.save({"conv_stem.weight": _Unpickled(mark)}, tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(_Unpickled(mark)))
     for file in ("evil.pth", "plain.pth"):
-        with pytest.raises(WeightsError, match="damaged or not a weight file"):
+        with pytest.raises(WeightsError, match="damaged or not a weight file") as error:
             load.read(tmp_path / file, resolve("efficientnet-b0"))
+        assert "weights_only" not in str(error.value)  # PyTorch's advice: switch the check off
     assert not mark.exists()
 
 

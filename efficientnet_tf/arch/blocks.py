@@ -21,11 +21,12 @@ class BlockArgs:
             a single kxk convolution where `expand_ratio` is 1; V2 Sec. 3.3).
         repeats: number of blocks.
         kernel_size: of the depthwise or fused convolution.
-        strides: of the first block; the others have 1.
+        strides: of the first block, 1 or 2; the others have 1.
         expand_ratio: inner filters over input filters.
         input_filters: nominal filters that enter the first block.
         output_filters: filters of every block's output.
-        se_ratio: squeeze filters over block input filters; 0 for no squeeze-excite.
+        se_ratio: squeeze filters over block input filters, in [0, 1]; 0 for no squeeze-excite. A
+            "fused" stage without expansion cannot have it.
         skip: whether blocks that keep their shape add their input.
     """
 
@@ -53,6 +54,13 @@ class BlockArgs:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1. Received: {name}={value!r}")
+        if self.strides > 2:  # the levels of a network are powers of 2
+            raise ValueError(f"strides must be 1 or 2. Received: strides={self.strides}")
+        if self.conv == "fused" and self.expand_ratio == 1 and self.se_ratio:
+            raise ValueError(
+                "A fused stage has squeeze-excite only with expand_ratio > 1. Received:"
+                f" se_ratio={self.se_ratio!r}, expand_ratio=1"
+            )
         if not 0 <= self.se_ratio <= 1:
             raise ValueError(f"se_ratio must lie in [0, 1]. Received: se_ratio={self.se_ratio!r}")
 
@@ -85,8 +93,12 @@ class BlockArgs:
                 )
             if key in values:
                 raise ValueError(f"Token {token!r} of block string {string!r} repeats {key!r}.")
-            if "." in value and key != "se":
-                raise ValueError(f"Token {token!r} of block string {string!r} must be an integer.")
+            if key == "se" and float(value) > 1:
+                raise ValueError(f"Token {token!r} of block string {string!r} must lie in [0, 1].")
+            if key in _REQUIRED and ("." in value or int(value) < 1):
+                raise ValueError(
+                    f"Token {token!r} of block string {string!r} must be an integer >= 1."
+                )
             values[key] = value
         for key, meaning in _REQUIRED.items():
             if key not in values:
@@ -97,10 +109,10 @@ class BlockArgs:
                 " (MBConv) or c1 (fused)."
             )
         strides = values["s"]
-        if len(strides) > 2 or strides != strides[0] * len(strides):
+        if strides not in ("1", "2", "11", "22"):
             raise ValueError(
-                f"Token 's{strides}' of block string {string!r} must give equal strides for height"
-                ' and width, such as "s2" or "s22".'
+                f"Token 's{strides}' of block string {string!r} must give strides of 1 or 2, equal"
+                ' for height and width, such as "s2" or "s22".'
             )
         return cls(
             conv=_CONVS[values.get("c", "0")],
@@ -129,7 +141,7 @@ class BlockArgs:
             f"o{self.output_filters}",
         ]
         if self.se_ratio:
-            tokens.append(f"se{self.se_ratio:g}")
+            tokens.append(f"se{self.se_ratio}")
         if self.conv == "fused":
             tokens.append("c1")
         if not self.skip:

@@ -6,7 +6,7 @@ Network Design Spaces"); parameters are split into trainable ones and moving sta
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from efficientnet_tf.arch.scaling import Block, Network, resolve
@@ -14,7 +14,7 @@ from efficientnet_tf.arch.tables import Variant
 
 Kind = Literal[
     "input", "rescaling", "conv", "depthwise", "dense", "bn", "activation", "pool", "multiply",
-    "add", "dropout",
+    "add", "dropout", "concat",
 ]  # fmt: skip
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _IN_PLACE = ("bn", "activation", "dropout", "rescaling")
@@ -90,7 +90,9 @@ class Complexity:
         names = dict.fromkeys(layer.stage for layer in self.layers)
         return {name: _sum([y for y in self.layers if y.stage == name]) for name in names}
 
-    def peak_memory(self, batch_size: int = 1, dtype: str = "float32", training: bool = False):
+    def peak_memory(
+        self, batch_size: int = 1, dtype: str = "float32", training: bool = False
+    ) -> int:
         """Bytes of activations that must be held at once.
 
         Inference walks the layers in order: a tensor lives from its layer to its last reader, and
@@ -104,7 +106,7 @@ class Complexity:
             training: whether gradients follow.
 
         Returns:
-            int, bytes.
+            Bytes.
 
         Raises:
             ValueError: unknown dtype.
@@ -133,21 +135,29 @@ def count(
         resolution: side in pixels, or (height, width); None is the variant's.
         classes: of the classifier; None is the variant's.
         include_top: whether the classifier (dropout and dense layer) is counted.
-        channels: of the pictures.
+        channels: of the pictures; 1 is repeated to 3.
 
     Returns:
         The `Complexity`, whose layers carry the names of the built model's.
+
+    Raises:
+        ValueError: unknown name, or a size, `classes` or `channels` below 1.
     """
     network = network if isinstance(network, Network) else resolve(network)
     variant = network.variant
-    size = resolution or variant.resolution
+    size = variant.resolution if resolution is None else resolution
     height, width = (size, size) if isinstance(size, int) else size
-    classes = classes or variant.classes
+    classes = variant.classes if classes is None else classes
+    if min(height, width, classes, channels) < 1:
+        raise ValueError(
+            f"resolution, classes and channels must be at least 1. Received: {(height, width)},"
+            f" {classes}, {channels}"
+        )
     layers = tuple(_layers(network, (height, width, channels), classes, include_top))
     return Complexity(layers)
 
 
-def _sum(layers) -> Cost:
+def _sum(layers: Iterable[Layer]) -> Cost:
     fields = ("trainable", "statistics", "macs", "activations")
     return Cost(*(sum(getattr(layer, field) for layer in layers) for field in fields))
 
@@ -217,6 +227,8 @@ class _Walk:
 def _layers(network: Network, shape, classes: int, include_top: bool) -> Iterator[Layer]:
     walk = _Walk(shape)
     walk.add("input", "input")
+    if shape[-1] == 1:
+        walk.add("gray_to_rgb", "concat", (*shape[:2], 3))
     walk.add("rescaling", "rescaling")
     walk.conv("stem_conv", network.stem_filters, 3, 2)
     walk.bn("stem_bn")

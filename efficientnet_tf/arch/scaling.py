@@ -62,13 +62,24 @@ class Network:
         return levels
 
 
-def find(name: str) -> Variant:
-    """Returns the variant of this name; an unknown name is an error that suggests one."""
-    if name in VARIANTS:
-        return VARIANTS[name]
-    close = difflib.get_close_matches(name.lower().replace("_", "-"), VARIANTS, n=1, cutoff=0.5)
+def find(variant: str | Variant) -> Variant:
+    """Returns the variant of a name; a `Variant` is returned as it is.
+
+    Raises:
+        ValueError: an unknown name, for which one is suggested, or something else.
+    """
+    if isinstance(variant, Variant):
+        return variant
+    if not isinstance(variant, str):
+        raise ValueError(
+            "variant must be a name in VARIANTS or a Variant (of a Network: its `variant`)."
+            f" Received: {type(variant).__name__}"
+        )
+    if variant in VARIANTS:
+        return VARIANTS[variant]
+    close = difflib.get_close_matches(variant.lower().replace("_", "-"), VARIANTS, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"No variant {name!r}. {hint}Variants: {', '.join(VARIANTS)}.")
+    raise ValueError(f"No variant {variant!r}. {hint}Variants: {', '.join(VARIANTS)}.")
 
 
 def round_filters(filters: int, width: float, divisor: int = 8, limit: float = 0.9) -> int:
@@ -134,9 +145,15 @@ def resolve(
     Raises:
         ValueError: unknown name, or a value out of range.
     """
-    variant = find(variant) if isinstance(variant, str) else variant
-    given = {"width": width, "depth": depth, "drop_connect_rate": drop_connect_rate}
-    variant = dataclasses.replace(variant, **{k: v for k, v in given.items() if v is not None})
+    variant = find(variant)
+    variant = dataclasses.replace(
+        variant,
+        width=variant.width if width is None else width,
+        depth=variant.depth if depth is None else depth,
+        drop_connect_rate=(
+            variant.drop_connect_rate if drop_connect_rate is None else drop_connect_rate
+        ),
+    )
 
     def scaled(filters: int) -> int:
         return round_filters(

@@ -6,7 +6,7 @@ Layer names are those of `keras.applications`, so that weights can be addressed 
 import keras
 from keras import layers
 
-from efficientnet_tf.models.layers import BatchNormalization, Conv2D
+from efficientnet_tf.models.layers import Activation, BatchNormalization, Conv2D
 
 
 def conv_initializer() -> keras.initializers.Initializer:
@@ -59,7 +59,7 @@ def conv_bn(
     )(inputs)
     x = BatchNormalization(momentum=bn_momentum, epsilon=bn_epsilon, name=f"{name}_bn")(x)
     if activation:
-        x = layers.Activation(activation, name=f"{name}_activation")(x)
+        x = Activation(activation, name=f"{name}_activation")(x)
     return x
 
 
@@ -160,7 +160,7 @@ def mbconv(
         name=f"{name}_{depthwise_name}",
     )(x)
     x = BatchNormalization(momentum=bn_momentum, epsilon=bn_epsilon, name=f"{name}_bn")(x)
-    x = layers.Activation(activation, name=f"{name}_activation")(x)
+    x = Activation(activation, name=f"{name}_activation")(x)
     if se_filters:
         x = squeeze_excite(x, se_filters, name, activation=activation)
     x = conv_bn(x, filters, 1, 1, f"{name}_project", **bn)

@@ -1,6 +1,7 @@
 """The builder: a variant in, a flat functional Keras model out."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import keras
@@ -44,22 +45,24 @@ def build(
         weights: None for random weights, a tag (see `list_weights`), or the path of a checkpoint.
         input_tensor: a Keras tensor (batch, height, width, channels) to build on.
         input_shape: (height, width, channels); height and width may be None for any size from
-            32 px. None is the variant's resolution with a classifier and any size without one. A
-            single channel is repeated to three; the pretrained stem is spread over more.
+            32 px. None is, with a classifier, the resolution of published weights or the variant,
+            and any size without one. A single channel is repeated to three; the pretrained stem is
+            spread over more.
         pooling: without a classifier: None (a feature map), "avg" or "max".
-        classes: of the classifier; None is what the weights have, or the variant's.
+        classes: of the classifier; None is what published weights have, or the variant's.
         classifier_activation: Keras name; None returns logits.
         include_preprocessing: whether pictures in [0, 255] (uint8 or float) are normalised inside
             the model. Without it the model expects normalised floats.
         name: of the model. Has no other effect.
         drop_connect_rate: stochastic depth at the end of the ramp; None is the variant's.
-        dropout_rate: before the classifier; None is the variant's.
+        dropout_rate: before the classifier, which must be there; None is the variant's.
         features_only: return the feature maps of `levels` instead of one output.
         levels: with `features_only`: which of the levels 1 to 5, each the last block's output at
             stride 2**level; None is all.
         preprocessing: the normalisation: a `Preprocessing` or the name of one ("torch",
-            "inception", "lite", "v2"). None is what the weights were trained with, and the
-            variant's default where that is not recorded (random weights, a path).
+            "inception", "lite", "v2"). None is what the weights were trained with: as recorded
+            for a tag, as a file says itself, or as recorded for the published name of a file; and
+            the variant's default where nothing says it.
         cache_dir: where downloaded weights are kept; None is the default cache.
 
     Returns:
@@ -69,7 +72,7 @@ def build(
     Raises:
         ValueError: an argument that is not allowed or does not fit the others or the weights.
     """
-    variant = find(variant) if isinstance(variant, str) else variant
+    variant = find(variant)
     if dropout_rate is not None:
         variant = dataclasses.replace(variant, dropout_rate=dropout_rate)
     network = resolve(variant, drop_connect_rate=drop_connect_rate)
@@ -80,25 +83,32 @@ def build(
             ' keras.config.set_image_data_format("channels_last") first.'
         )
     wanted = _check_levels(network, features_only, levels)
-    _check_head(include_top and not features_only, features_only, pooling, classes)
     include_top = include_top and not features_only
-    record = registry.lookup(variant.name, weights) if weights is not None else None
+    _check_pooling(include_top, features_only, pooling)
+    activation = _activation(classifier_activation)
+    if not include_top:
+        own_activation = None if classifier_activation == "softmax" else classifier_activation
+        _check_unused(
+            classes=classes, classifier_activation=own_activation, dropout_rate=dropout_rate
+        )
+    record = None if weights is None else published(variant.name, weights)
     if include_top:
         classes = _check_classes(variant, record, classes)
-    inputs = _inputs(input_tensor, input_shape, variant.resolution if include_top else None)
+    resolution = record.resolution if record is not None else variant.resolution
+    inputs = _inputs(input_tensor, input_shape, resolution if include_top else None)
 
     x = inputs
     if x.shape[-1] == 1:
         x = layers.Concatenate(name="gray_to_rgb")([x, x, x])
     if include_preprocessing:
-        x = _normalise(x, _constants(variant, record, preprocessing))
+        x = _normalise(x, _constants(variant, record, weights, preprocessing))
     elif preprocessing is not None:
         raise ValueError("preprocessing must be None when include_preprocessing is False.")
     x, outputs = _trunk(x, network)
     if features_only:
         x = [outputs[level] for level in wanted]
     else:
-        x = _head(x, network, include_top, pooling, classes, classifier_activation)
+        x = _head(x, network, include_top, pooling, classes, activation)
     if input_tensor is not None:
         inputs = keras.utils.get_source_inputs(input_tensor)
     model = keras.Model(inputs, x, name=name or variant.name)
@@ -109,19 +119,43 @@ def build(
     return model
 
 
+def published(variant: str, weights: str) -> registry.WeightsRecord | None:
+    """Returns the record of a tag, or of a path whose file has a published name.
+
+    Args:
+        variant: key in `VARIANTS`, or the name of a network of your own.
+        weights: a tag or a path.
+
+    Returns:
+        None for a path of another name, or of one under which files with different normalisations
+        were published.
+
+    Raises:
+        ValueError: neither a tag nor a path.
+        FileNotFoundError: written like a path, but there is nothing.
+    """
+    record = registry.lookup(variant, weights)
+    if record is not None:
+        return record
+    records = registry.recognise(variant, weights)
+    kinds = {(r.preprocessing.mean, r.preprocessing.std, r.classes) for r in records}
+    return records[0] if len(kinds) == 1 else None
+
+
 def _check_levels(network: Network, features_only: bool, levels) -> tuple[int, ...]:
     if not features_only:
         if levels is not None:
             raise ValueError(f"levels needs features_only=True. Received: levels={levels!r}")
         return ()
     available = tuple(network.levels)
-    wanted = available if levels is None else tuple(levels)
-    if not wanted or any(level not in available for level in wanted):
+    wanted = available if levels is None else levels
+    known = isinstance(wanted, Sequence) and all(level in available for level in wanted)
+    if not known or not wanted:
         raise ValueError(f"levels must be some of {available}. Received: levels={levels!r}")
-    return wanted
+    return tuple(wanted)
 
 
-def _check_head(include_top: bool, features_only: bool, pooling, classes) -> None:
+def _check_pooling(include_top: bool, features_only: bool, pooling) -> None:
     if pooling not in (None, "avg", "max"):
         raise ValueError(f'pooling must be None, "avg" or "max". Received: pooling={pooling!r}')
     if pooling and (include_top or features_only):
@@ -129,17 +163,21 @@ def _check_head(include_top: bool, features_only: bool, pooling, classes) -> Non
             "pooling needs include_top=False and features_only=False. Received:"
             f" pooling={pooling!r}, include_top={include_top}, features_only={features_only}"
         )
-    if classes is not None and not include_top:
-        raise ValueError(
-            "classes is only used with a classifier (include_top=True, features_only=False)."
-            f" Received: classes={classes!r}"
-        )
+
+
+def _check_unused(**arguments) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is only used with a classifier (include_top=True, features_only=False)."
+                f" Received: {name}={value!r}"
+            )
 
 
 def _check_classes(variant: Variant, record: registry.WeightsRecord | None, classes) -> int:
     if classes is None:
         return record.classes if record is not None else variant.classes
-    if not isinstance(classes, int) or classes < 1:
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
         raise ValueError(f"classes must be an integer >= 1. Received: classes={classes!r}")
     if record is not None:
         load.check_classes(record.classes, classes, f"weights={record.tag!r}")
@@ -148,7 +186,7 @@ def _check_classes(variant: Variant, record: registry.WeightsRecord | None, clas
 
 def _inputs(input_tensor, input_shape, resolution: int | None):
     if input_shape is not None:
-        shape = tuple(input_shape)
+        shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
         if len(shape) != 3:
             raise ValueError(
                 "input_shape must be (height, width, channels) without the batch. Received:"
@@ -181,13 +219,28 @@ def _inputs(input_tensor, input_shape, resolution: int | None):
 
 
 def _constants(
-    variant: Variant, record: registry.WeightsRecord | None, preprocessing
+    variant: Variant, record: registry.WeightsRecord | None, weights, preprocessing
 ) -> Preprocessing:
     if isinstance(preprocessing, Preprocessing):
         return preprocessing
-    if preprocessing is None and record is not None:
-        return record.preprocessing
-    return preprocessing_lib.default(preprocessing or variant.preprocessing, variant.resolution)
+    size = variant.resolution
+    if preprocessing is None and weights is not None:
+        is_path = registry.lookup(variant.name, weights) is None
+        stored = load.stored_normalization(weights) if is_path else None
+        if stored is not None:
+            return Preprocessing("stored", stored.mean, stored.std, size)
+        if record is not None:
+            return record.preprocessing
+        choices = registry.recognise(variant.name, weights)
+        if choices:
+            names = ", ".join(f"{r.tag} with {r.preprocessing.name!r}" for r in choices)
+            warnings.warn(
+                f"{weights}: files of this name were published with different normalisations"
+                f" ({names}). The variant's, {variant.preprocessing!r}, is taken; pass"
+                " preprocessing= to say which it is.",
+                stacklevel=3,
+            )
+    return preprocessing_lib.default(preprocessing or variant.preprocessing, size)
 
 
 def _normalise(x, constants: Preprocessing):
@@ -254,7 +307,7 @@ def _head(x, network: Network, include_top, pooling, classes, activation):
             x = layers.Dropout(variant.dropout_rate, name="top_dropout")(x)
         x = layers.Dense(
             classes,
-            activation=_activation(activation),
+            activation=activation,
             kernel_initializer=blocks.dense_initializer(),
             dtype=keras.config.dtype_policy().variable_dtype,  # softmax needs float32
             name="predictions",
@@ -302,7 +355,7 @@ def _constructor(function_name: str, variant_name: str):
         )
 
     constructor.__name__ = constructor.__qualname__ = function_name
-    constructor.__doc__ = f"""Builds {variant_name}: {variant.resolution} px, {variant.classes} classes.
+    constructor.__doc__ = f"""Builds {variant_name}, for {variant.resolution} px and ImageNet.
 
     The arguments are those of `keras.applications` and, by keyword, the others of `build`.
 

@@ -16,8 +16,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Keras 3 spells the normalisation out in elementwise operations, which read and write the
     activations several times in both directions. On the TensorFlow backend, images in
     channels-last layout go through `FusedBatchNormV3` instead, in float32, float16 and bfloat16
-    (statistics in float32). Everything else (other backends, ranks and axes, masks,
-    `synchronized=True`, renorm) is left to Keras.
+    (statistics in float32); at inference, behind a depthwise convolution, through its kernel.
+    Everything else (other backends, ranks and axes, masks, `synchronized=True`, renorm) is left to
+    Keras.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -36,6 +37,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         import tensorflow as tf
 
         train = bool(training) and self.trainable
+        if not train and _is_depthwise_output(inputs):
+            return self._into_depthwise(inputs.op)
         empty = tf.constant([], tf.float32)
         result = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
@@ -54,6 +57,24 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self._update(self.moving_variance, variance)
         return ops.cast(result.y, self.compute_dtype)
 
+    def _into_depthwise(self, op):
+        """Repeats a depthwise convolution with the normalisation in its kernel and a bias.
+
+        The kernel is small; normalising afterwards is one more pass over the widest activations.
+        The convolution that is repeated is dropped from the graph where nothing else reads it.
+        """
+        import tensorflow as tf
+
+        scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+        outputs = tf.raw_ops.DepthwiseConv2dNative(
+            input=op.inputs[0],
+            filter=op.inputs[1] * tf.expand_dims(scale, -1),
+            strides=op.get_attr("strides"),
+            padding=op.get_attr("padding"),
+            dilations=op.get_attr("dilations"),
+        )
+        return tf.nn.bias_add(outputs, self.beta - self.moving_mean * scale)
+
     def _update(self, moving, batch):
         moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
 
@@ -69,6 +90,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "float16", "bfloat16")
             and keras.backend.standardize_dtype(self.variable_dtype) == "float32"
         )
+
+
+def _is_depthwise_output(x) -> bool:
+    import tensorflow as tf
+
+    return (
+        tf.is_symbolic_tensor(x)
+        and x.op.type == "DepthwiseConv2dNative"
+        and x.op.inputs[1].shape[-1] == 1
+        and x.dtype == tf.float32
+    )
 
 
 class Conv2D(keras.layers.Conv2D):
@@ -97,6 +129,42 @@ class Conv2D(keras.layers.Conv2D):
         if self.activation is not None:
             x = self.activation(x)
         return ops.reshape(x, (-1, 1, 1, self.filters))
+
+
+class Activation(keras.layers.Activation):
+    """`keras.layers.Activation` whose SiLU has a shorter gradient on TensorFlow.
+
+    As in `tf.nn.silu`, the backward pass computes the sigmoid again instead of keeping it, but it
+    runs over the activations four times, not six.
+    """
+
+    def call(self, inputs):
+        """Applies the activation; see `keras.layers.Activation`.
+
+        Args:
+            inputs: float, of any shape.
+
+        Returns:
+            A tensor of the shape of `inputs`.
+        """
+        if keras.backend.backend() != "tensorflow" or self.activation is not keras.activations.silu:
+            return super().call(inputs)
+        return _silu(inputs)
+
+
+def _silu(x):
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def silu(x):
+        def gradient(upstream):
+            gate = tf.sigmoid(x)
+            # d/dx x s(x) = s + x s (1 - s); SigmoidGrad(y=s, dy=x) is the second term.
+            return upstream * (gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x))
+
+        return x * tf.sigmoid(x), gradient
+
+    return silu(x)
 
 
 class Rescaling(keras.layers.Rescaling):
@@ -128,12 +196,11 @@ class Rescaling(keras.layers.Rescaling):
         return ops.reshape(x * scale + offset, (-1, height, width, channels))
 
 
-# Keras writes a layer's module and class name into files and looks them up when it reads them.
-BatchNormalization.__module__ = Conv2D.__module__ = Rescaling.__module__ = "keras.layers"
-
-_FAST = {
-    getattr(keras.layers, cls.__name__): cls for cls in (BatchNormalization, Conv2D, Rescaling)
-}
+_LAYERS = (Activation, BatchNormalization, Conv2D, Rescaling)
+for _layer in _LAYERS:
+    # Keras writes a layer's module and class name into files and looks them up when it reads them.
+    _layer.__module__ = "keras.layers"
+_FAST = {getattr(keras.layers, layer.__name__): layer for layer in _LAYERS}
 
 
 def with_fast_layers(model: keras.Model) -> keras.Model:

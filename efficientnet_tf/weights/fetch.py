@@ -315,7 +315,8 @@ def _resume_point(part: pathlib.Path, state: pathlib.Path) -> tuple[int, str]:
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urllib.parse.urlsplit(req.full_url).scheme == "https" and newurl.startswith("http:"):
+        schemes = [urllib.parse.urlsplit(url).scheme for url in (req.full_url, newurl)]
+        if schemes == ["https", "http"]:
             raise FetchError(f"{req.full_url} redirects to an unencrypted URL, {newurl}.")
         try:
             _check_scheme(newurl)

@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.arch import Network
 from efficientnet_tf.preprocessing import NORMALIZATIONS
 from efficientnet_tf.weights import naming
-from efficientnet_tf.weights.source import Normalization, Source, WeightsError, readable
+from efficientnet_tf.weights.source import (
+    METADATA,
+    Normalization,
+    Source,
+    WeightsError,
+    decode_normalization,
+    encode_facts,
+    readable,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -45,18 +54,22 @@ def open_keras(path: str | os.PathLike[str]) -> Iterator[Source]:
     shown = str(path)
     with contextlib.ExitStack() as stack:
         content: str | os.PathLike[str] | io.BytesIO = path
-        kind = "Keras weights"
+        kind, config = "Keras weights", None
         if zipfile.is_zipfile(path):
             kind = "Keras archive"
             with readable(shown, zipfile.BadZipFile, KeyError), zipfile.ZipFile(path) as archive:
                 content = io.BytesIO(archive.read("model.weights.h5"))
+                config = archive.read("config.json")
         with readable(shown, OSError):
             file = stack.enter_context(h5py.File(content, "r"))
-        legacy = file.get("model_weights", file)
-        if {"layer_names", "layer_names0"} & set(legacy.attrs):
-            yield _open_legacy(legacy, shown)
+        recorded = decode_normalization(file.attrs, shown)
+        config = file.attrs.get("model_config", config)  # of a whole model, as .h5 or .keras
+        if recorded is None and config is not None:
+            recorded = _rescaled(config, shown)
+        if {"layer_names", "layer_names0"} & set(file.get("model_weights", file).attrs):
+            yield _open_legacy(file, shown, recorded)
         elif _KERAS_3_GROUPS & set(file):
-            yield _open_keras_3(file, shown, kind)
+            yield _open_keras_3(file, shown, kind, recorded)
         else:
             raise WeightsError(
                 f"{shown} is an HDF5 file, but not a Keras one: it has neither `layer_names` nor "
@@ -64,7 +77,8 @@ def open_keras(path: str | os.PathLike[str]) -> Iterator[Source]:
             )
 
 
-def _open_legacy(group: h5py.Group, shown: str) -> Source:
+def _open_legacy(file: h5py.File, shown: str, recorded: Normalization | None) -> Source:
+    group = file.get("model_weights", file)
     with readable(shown, KeyError, OSError):
         datasets = {}
         for layer in _names(group, "layer_names"):
@@ -78,10 +92,12 @@ def _open_legacy(group: h5py.Group, shown: str) -> Source:
                 if key in datasets:
                     raise WeightsError(f"{shown} holds {key} twice.")
                 datasets[key] = group[layer][name]
-    return _source(datasets, shown, "Keras HDF5, by layer name")
+                if datasets[key].file.filename != file.filename:
+                    raise WeightsError(f"{shown} links to another file for {key}; refused.")
+    return _source(datasets, shown, "Keras HDF5, by layer name", recorded)
 
 
-def _open_keras_3(file: h5py.File, shown: str, kind: str) -> Source:
+def _open_keras_3(file: h5py.File, shown: str, kind: str, recorded: Normalization | None) -> Source:
     import h5py
 
     datasets: dict[str, h5py.Dataset] = {}
@@ -108,7 +124,7 @@ def _open_keras_3(file: h5py.File, shown: str, kind: str) -> Source:
             f"{shown} does not name its layers (Keras before 3.2). Load it with that version and "
             "save it again as .h5."
         )
-    return _source(datasets, shown, kind)
+    return _source(datasets, shown, kind, recorded)
 
 
 def _numbered(layer: str, index: str, count: int) -> str:
@@ -124,9 +140,14 @@ def _numbered(layer: str, index: str, count: int) -> str:
     return order[place] if place < len(order) else index
 
 
-def _source(datasets: Mapping[str, h5py.Dataset], shown: str, kind: str) -> Source:
+def _source(
+    datasets: Mapping[str, h5py.Dataset], shown: str, kind: str, recorded: Normalization | None
+) -> Source:
     datasets = dict(datasets)
-    normalization = _pop_normalization(datasets)
+    for name, dataset in datasets.items():
+        if dataset.external or dataset.is_virtual:  # HDF5 would read any file of this machine
+            raise WeightsError(f"{shown} takes {name} from another file; refused.")
+    normalization = _pop_normalization(datasets) or recorded
     if "probs/kernel" in datasets:  # qubvel's name of the classifier
         for variable in ("kernel", "bias"):
             key = f"probs/{variable}"
@@ -140,6 +161,34 @@ def _source(datasets: Mapping[str, h5py.Dataset], shown: str, kind: str) -> Sour
 
     shapes = {name: tuple(dataset.shape) for name, dataset in datasets.items()}
     return Source(shown, kind, scheme, shapes, load, normalization)
+
+
+def _rescaled(config: str | bytes, shown: str) -> Normalization | None:
+    """Normalisation of a saved model whose only normalising layer is one Rescaling."""
+    import numpy as np
+
+    with readable(shown, ValueError, KeyError, TypeError, AttributeError):
+        layers = list(_layers(json.loads(config)))
+        kinds = [layer["class_name"] for layer in layers]
+    if kinds.count("Rescaling") != 1 or "Normalization" in kinds:
+        return None
+    constants = layers[kinds.index("Rescaling")]["config"]
+    try:
+        scale, offset = (
+            np.resize(np.array(constants[name], "float64"), 3) for name in ("scale", "offset")
+        )
+    except (TypeError, ValueError):  # tensors, as old versions of Keras wrote them
+        return None
+    mean, std = (-offset / scale).tolist(), (1 / scale).tolist()
+    return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def _layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Configs of all layers of a saved model, and of the models inside it."""
+    inner = config.get("config")
+    for layer in inner.get("layers", ()) if isinstance(inner, dict) else ():
+        yield layer
+        yield from _layers(layer)
 
 
 def _pop_normalization(datasets: dict[str, h5py.Dataset]) -> Normalization | None:
@@ -197,8 +246,8 @@ def write_keras_h5(
         arrays: {"layer/variable": array}; the classifier may be left out.
         network: what the arrays belong to.
         normalization: of the input that the weights expect. Written as the Normalization layer that
-            V1 of keras.applications has; its V2 keeps the constants in the graph, and so does V1
-            with None.
+            V1 of keras.applications has (its V2 keeps the constants in the graph), and recorded
+            for our reader.
     """
     import h5py
     import numpy as np
@@ -220,9 +269,21 @@ def write_keras_h5(
         file.attrs["layer_names"] = [name.encode() for name in rows]
         file.attrs["backend"] = b"tensorflow"
         file.attrs["keras_version"] = b"2.4.0"
+        file.attrs[METADATA] = encode_facts(normalization)
         for name, variables in rows.items():
             group = file.create_group(name)
             names = [f"{name}/{variable}" for variable in variables]
             group.attrs["weight_names"] = [variable.encode() for variable in names]
             for key, array in zip(names, variables.values(), strict=True):
                 group.create_dataset(key, data=array)
+
+
+def record_normalization(path: str | os.PathLike[str], normalization: Normalization) -> None:
+    """Notes the normalisation in a `.weights.h5`, in which Keras has no place for it.
+
+    Keras ignores the note; `open_keras` gives it back.
+    """
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        file.attrs[METADATA] = encode_facts(normalization)

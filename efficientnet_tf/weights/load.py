@@ -21,7 +21,7 @@ from efficientnet_tf.weights.keras_h5 import open_keras
 from efficientnet_tf.weights.official import is_archive, open_official
 from efficientnet_tf.weights.pytorch import open_pth, open_safetensors
 from efficientnet_tf.weights.registry import WeightsRecord
-from efficientnet_tf.weights.source import Source, WeightsError, readable
+from efficientnet_tf.weights.source import Normalization, Source, WeightsError, readable
 
 if TYPE_CHECKING:
     import keras
@@ -39,13 +39,15 @@ def open_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Iterator[
     Args:
         path: an official checkpoint (directory, prefix or archive), `.h5`, `.weights.h5`,
             `.keras`, `.safetensors` or `.pth`.
-        ema: see `official.open_official`.
+        ema: whether to prefer moving averages to last values, in formats that can hold both: see
+            `official.open_official` and `pytorch.open_pth`.
 
     Yields:
         The `Source`; its arrays can be read inside the `with` block.
 
     Raises:
         WeightsError: not a weight file, or a damaged one.
+        ValueError: `ema=False` for a format that has no moving averages beside the values.
     """
     path = os.path.expanduser(os.fspath(path))
     is_prefix = os.path.exists(path + ".index") or path.endswith(".index")
@@ -54,24 +56,44 @@ def open_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Iterator[
     if is_prefix or os.path.isdir(path) or is_archive(path):
         opened = open_official(path, ema=ema)
     else:
-        opened = _open_file(path)
+        opened = _open_file(path, ema)
     with opened as found:
         yield found
 
 
-def _open_file(path: str):
+def stored_normalization(path: str | os.PathLike[str]) -> Normalization | None:
+    """Reads the input normalisation that a file of weights says it expects.
+
+    Args:
+        path: see `open_weights`.
+
+    Returns:
+        None where the file does not say; official checkpoints never do.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    if not os.path.isfile(path) or path.endswith(".index") or is_archive(path):
+        return None
+    with open_weights(path) as found:
+        return found.normalization
+
+
+def _open_file(path: str, ema: bool):
     with open(path, "rb") as file:
         start = file.read(9)
-    if start.startswith(_HDF5_MAGIC):
-        return open_keras(path)
-    if zipfile.is_zipfile(path):
+    is_keras = start.startswith(_HDF5_MAGIC)
+    is_zip = not is_keras and zipfile.is_zipfile(path)
+    if is_zip:
         with readable(path, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             is_keras = "model.weights.h5" in archive.namelist()
-        return open_keras(path) if is_keras else open_pth(path)
-    if path.endswith(".safetensors") or start[8:9] == b"{":
+    is_safetensors = path.endswith(".safetensors") or start[8:9] == b"{"
+    if not is_keras and (is_zip or path.endswith((".pth", ".pt"))):
+        return open_pth(path, ema=ema)
+    if not ema and (is_keras or is_safetensors):
+        raise ValueError(f"{path} holds one value per variable: ema=False does not apply to it.")
+    if is_keras:
+        return open_keras(path)
+    if is_safetensors:
         return open_safetensors(path)
-    if path.endswith((".pth", ".pt")):
-        return open_pth(path)
     raise WeightsError(
         f"{path} is no weight file that can be read: an official TensorFlow checkpoint (directory, "
         f"prefix, .tar.gz, .tgz), .h5, .weights.h5, .keras, .safetensors or .pth. Its first bytes "
@@ -88,7 +110,7 @@ def read(
         path: see `open_weights`.
         network: what it must hold.
         include_top: whether the classifier is read. Without it the file need not have one.
-        ema: see `official.open_official`.
+        ema: see `open_weights`.
 
     Returns:
         {"layer/variable": array} in Keras' layouts, float32.
@@ -202,7 +224,7 @@ def load_weights(
         weights: a tag of the variant (see `registry.list_weights`) or the path of a file.
         include_top: whether the model has the classifier.
         classes: of the model; None where it has no classifier.
-        ema: see `official.open_official`.
+        ema: see `open_weights`.
         cache_dir: where downloads are kept; see `fetch.cache_folder`.
 
     Returns:

@@ -7,20 +7,30 @@ nothing but tensors and plain containers.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from efficientnet_tf.weights.source import Normalization, Source, WeightsError, readable
+from absl import logging
+
+from efficientnet_tf.weights.source import (
+    METADATA,
+    Normalization,
+    Source,
+    WeightsError,
+    decode_normalization,
+    encode_facts,
+    readable,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
 _BOOKKEEPING = "num_batches_tracked"  # BatchNorm's counter; nothing is computed from it
-_NESTED = ("state_dict", "model", "model_state_dict")  # of training checkpoints
+# In training checkpoints (timm's train.py): the last values, and their moving averages.
+_NESTED = ("state_dict", "model", "model_state_dict")
+_AVERAGED = ("state_dict_ema", "model_ema")
 _MIN_TORCH = (2, 6)  # before it, weights_only=True could be got round (CVE-2025-32434)
-_METADATA = "efficientnet_tf"
 
 
 @contextlib.contextmanager
@@ -52,12 +62,17 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Source]:
             with readable(shown, SafetensorError, TypeError):
                 return file.get_tensor(name)
 
-        yield _source(shown, "safetensors", shapes, load, _normalization(metadata, shown))
+        yield _source(shown, "safetensors", shapes, load, decode_normalization(metadata, shown))
 
 
 @contextlib.contextmanager
-def open_pth(path: str | os.PathLike[str]) -> Iterator[Source]:
+def open_pth(path: str | os.PathLike[str], ema: bool = True) -> Iterator[Source]:
     """Opens a state dict saved by `torch.save`, without unpickling anything but tensors.
+
+    Args:
+        path: the file.
+        ema: whether to prefer the moving averages in a training checkpoint to its last values; one
+            that has only one of the two gives that one.
 
     Yields:
         The `Source`.
@@ -81,11 +96,20 @@ def open_pth(path: str | os.PathLike[str]) -> Iterator[Source]:
             f"ones can run code from such a file. Installed: {torch.__version__}"
         )
     shown = str(path)
-    with readable(shown, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    for key in _NESTED:
+    with readable(shown, RuntimeError, EOFError, ValueError, KeyError):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its message advises to run the file's code
+            raise WeightsError(
+                f"{shown} is damaged or not a weight file: it holds other things than tensors and "
+                "plain containers, which are not loaded because they can run code."
+            ) from error
+    notes = ()
+    for key in (*_AVERAGED, *_NESTED) if ema else (*_NESTED, *_AVERAGED):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+            notes = (f"from {key!r} of a training checkpoint (ema={ema})",)
+            logging.info("%s: %s", shown, notes[0])
     if not isinstance(content, Mapping):
         raise WeightsError(f"{shown} holds a {type(content).__name__}, expected a state dict.")
     tensors = {
@@ -100,7 +124,7 @@ def open_pth(path: str | os.PathLike[str]) -> Iterator[Source]:
         # NumPy has no bfloat16.
         return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
-    yield _source(shown, "PyTorch state dict", shapes, load, None)
+    yield _source(shown, "PyTorch state dict", shapes, load, notes=notes)
 
 
 def write_safetensors(
@@ -121,13 +145,11 @@ def write_safetensors(
     import numpy as np
     from safetensors.numpy import save_file
 
-    if normalization is not None:
-        facts["normalization"] = {"mean": normalization.mean, "std": normalization.std}
     contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    save_file(contiguous, path, metadata={_METADATA: json.dumps(facts)})
+    save_file(contiguous, path, metadata={METADATA: encode_facts(normalization, **facts)})
 
 
-def _source(shown, kind, shapes, load, normalization) -> Source:
+def _source(shown, kind, shapes, load, normalization=None, notes=()) -> Source:
     shapes = {k: shape for k, shape in shapes.items() if k.rsplit(".", 1)[-1] != _BOOKKEEPING}
     anchors = {
         "stem_conv/kernel": "keras",
@@ -140,15 +162,4 @@ def _source(shown, kind, shapes, load, normalization) -> Source:
             f"{shown} must hold exactly one of {', '.join(anchors)}: the stem as named by "
             f"efficientnet_tf, timm or lukemelas. Found arrays: {', '.join(sorted(shapes)[:5])} …"
         )
-    return Source(shown, kind, found[0], shapes, load, normalization)
-
-
-def _normalization(metadata: Mapping[str, str], shown: str) -> Normalization | None:
-    if _METADATA not in metadata:
-        return None
-    with readable(shown, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        facts = json.loads(metadata[_METADATA]).get("normalization")
-        if facts is None:
-            return None
-        mean, std = ([float(value) for value in facts[name]] for name in ("mean", "std"))
-        return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    return Source(shown, kind, found[0], shapes, load, normalization, notes)

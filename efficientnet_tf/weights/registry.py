@@ -167,6 +167,33 @@ def lookup(variant: str, weights: str | os.PathLike[str]) -> WeightsRecord | Non
     return find(variant, weights)
 
 
+def recognise(variant: str, path: str | os.PathLike[str]) -> list[WeightsRecord]:
+    """Finds the records that a local file may be, by the name under which it was published.
+
+    A file does not say how its pictures were normalised; a published name does, but for V1's
+    archives: `efficientnet-b0.tar.gz` was published with two normalisations.
+
+    Args:
+        variant: key in `VARIANTS`, or the name of a network of your own.
+        path: of the file as it was downloaded, or of the folder of its archive.
+
+    Returns:
+        The records whose file has this name; none for a name that was not published.
+    """
+    name = os.path.basename(os.path.normpath(os.fspath(path)))
+    stem = _stem(name)
+    return [
+        record
+        for record in RECORDS.values()
+        if record.variant == variant
+        and stem in {_stem(os.path.basename(url)) for url in (record.url, record.url_notop) if url}
+    ]
+
+
+def _stem(name: str) -> str:
+    return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
+
+
 def _official() -> Iterator[WeightsRecord]:
     for tag, files in tables.OFFICIAL.items():
         for variant, (file, top1) in files.items():

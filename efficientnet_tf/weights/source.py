@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.arch import Network
 from efficientnet_tf.weights import naming
@@ -13,6 +14,7 @@ from efficientnet_tf.weights import naming
 if TYPE_CHECKING:
     import numpy as np
 
+METADATA = "efficientnet_tf"  # key of what our own files say of themselves, as JSON
 _SHOWN = 8  # names per complaint
 
 
@@ -31,6 +33,25 @@ class Normalization:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+def encode_facts(normalization: Normalization | None, **facts: Any) -> str:
+    """Writes what goes under `METADATA` in our own files: JSON."""
+    if normalization is not None:
+        facts["normalization"] = {"mean": normalization.mean, "std": normalization.std}
+    return json.dumps(facts)
+
+
+def decode_normalization(metadata: Mapping[str, Any], shown: str) -> Normalization | None:
+    """Reads the normalisation out of a file's metadata, where `encode_facts` put it."""
+    if METADATA not in metadata:
+        return None
+    with readable(shown, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        facts = json.loads(metadata[METADATA]).get("normalization")
+        if facts is None:
+            return None
+        mean, std = ([float(value) for value in facts[name]] for name in ("mean", "std"))
+        return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 @dataclasses.dataclass(frozen=True)
