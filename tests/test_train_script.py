@@ -1,0 +1,149 @@
+"""`scripts/train.py` from the command line to its files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import sklearn.datasets
+from PIL import Image
+
+
+@pytest.fixture
+def train(root, tmp_path):
+    """Runs the script in an empty folder; returns its output."""
+
+    def run(*flags, fails=False, timeout=280):
+        process = subprocess.run(
+            [sys.executable, str(root / "scripts" / "train.py"), *flags],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert bool(process.returncode) == fails, process.stderr[-3000:]
+        return process.stdout + process.stderr
+
+    return run
+
+
+def _accuracies(output):
+    rows = re.findall(r"^(keras|saved_model|model\.tflite) +(\d+\.\d+)%", output, re.MULTILINE)
+    assert [name for name, _ in rows] == ["keras", "saved_model", "model.tflite"]
+    return [float(value) / 100 for _, value in rows]
+
+
+def test_two_epochs_leave_everything(train, root, tmp_path):
+    output = train("--set=train.epochs=2", "--set=train.warmup_epochs=0", "--workdir=run")
+    names = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*")}
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "metrics.csv",
+        "best.keras",
+        "best.weights.h5",
+        "curves.png",
+        "labels.txt",
+        "preprocessing.json",
+        "export/saved_model/1/saved_model.pb",
+        "export/model.tflite",
+        "export/report.json",
+    ):
+        assert name in names
+    accuracies = _accuracies(output)
+    reports = json.loads((tmp_path / "run/export/report.json").read_text())
+    assert [f"{r['accuracy']:.4f}" for r in reports] == [f"{a:.4f}" for a in accuracies[1:]]
+    assert all(report["count"] == 359 for report in reports)
+    # What was trained can be asked about a picture file.
+    digits = sklearn.datasets.load_digits()
+    Image.fromarray((digits.images[0] * 15.9375).astype("uint8")).save(tmp_path / "zero.png")
+    process = subprocess.run(
+        [sys.executable, root / "scripts/predict.py", "zero.png", "--model=run/best.keras"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, best, *_ = process.stdout.splitlines()
+    assert (path, best.split()[-1]) == ("zero.png", "0"), process.stdout
+    # A second run into the same folder does not touch it.
+    before = (tmp_path / "run/best.keras").read_bytes()
+    assert "holds a run already" in train("--workdir=run", fails=True)
+    assert (tmp_path / "run/best.keras").read_bytes() == before
+
+
+def test_an_interrupted_run_keeps_its_best_model_and_says_where(root, tmp_path):
+    command = [sys.executable, str(root / "scripts" / "train.py"), "--workdir=run"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        [*command, "--set=train.epochs=1000"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 1/"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "Interrupted. What was finished, if anything, is in run." in rest
+    assert "Traceback" not in rest
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"best.keras", "best.weights.h5", "metrics.csv"} <= names
+    assert not [name for name in names if name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_the_default_run_reaches_97_percent_with_every_artefact(train, tmp_path):
+    output = train()
+    assert min(_accuracies(output)) >= 0.97
+    (workdir,) = (tmp_path / "runs").iterdir()
+    assert workdir.name.startswith("digits-")
+
+
+def test_class_folders_train(train, shared_dir, tmp_path):
+    """A tenth of CIFAR-10's pictures; the loss falls and the classes are told apart."""
+    with tarfile.open(shared_dir / "data" / "cifar10-jpeg.tar.gz") as archive:
+        members = [m for m in archive if m.isfile() and m.name.rsplit("/", 1)[-1] < "0450"]
+        archive.extractall(tmp_path / "cifar10", members, filter="data")
+    output = train(
+        "--data=folder:cifar10",
+        "--workdir=run",
+        "--set=data.batch_size=128",
+        "--set=data.flip=true",
+        "--set=train.epochs=4",
+        "--set=train.steps_per_epoch=30",
+    )
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["train_loss"] for line in lines]
+    assert losses[-1] < 0.9 * losses[0]
+    assert min(_accuracies(output)) > 0.2  # chance is 0.1
+    assert (tmp_path / "run/labels.txt").read_text().split()[:2] == ["airplane", "automobile"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set=data.batch_sise=1"], "No setting 'data.batch_sise'. Did you mean 'batch_size'?"),
+        (["--data=folder:nowhere"], "there is no folder 'nowhere'"),
+        (["--tpu", "--strategy=cpu"], "--tpu contradicts --strategy=cpu"),
+        (["--tpu", "--tpu_name=local"], "No TPU was found"),
+        (["--data=tfds:beatles", "--data_dir=tfds"], "has no data set 'beatles'"),
+        (["digits"], "Flags start with --. Received: 'digits'"),
+    ],
+)
+def test_mistakes_are_explained(train, tmp_path, flags, message):
+    output = train(*flags, fails=True)
+    assert message in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
