@@ -4,7 +4,7 @@ from efficientnet_tf.arch import VARIANTS, Block, BlockArgs, Network, Variant, r
 from efficientnet_tf.arch.complexity import Complexity, count
 from efficientnet_tf.labels import decode_predictions
 from efficientnet_tf.models.blocks import fused_mbconv, mbconv, squeeze_excite, stochastic_depth
-from efficientnet_tf.models.efficientnet import (
+from efficientnet_tf.models.constructors import (
     EfficientNetB0,
     EfficientNetB1,
     EfficientNetB2,
@@ -31,8 +31,9 @@ from efficientnet_tf.models.efficientnet import (
     EfficientNetV2M,
     EfficientNetV2S,
     EfficientNetV2XL,
-    build,
 )
+from efficientnet_tf.models.efficientnet import build
+from efficientnet_tf.models.layers import with_fast_layers
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.version import __version__
 from efficientnet_tf.weights.registry import WeightsRecord, list_weights
@@ -82,4 +83,5 @@ __all__ = [
     "resolve",
     "squeeze_excite",
     "stochastic_depth",
+    "with_fast_layers",
 ]

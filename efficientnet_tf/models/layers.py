@@ -158,7 +158,9 @@ def _silu(x):
     @tf.custom_gradient
     def silu(x):
         def gradient(upstream):
-            gate = tf.sigmoid(x)
+            # Not before the upstream gradient is there, or it would be kept since the forward pass.
+            with tf.control_dependencies([upstream]):
+                gate = tf.sigmoid(x)
             # d/dx x s(x) = s + x s (1 - s); SigmoidGrad(y=s, dy=x) is the second term.
             return upstream * (gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x))
 
