@@ -241,6 +241,14 @@ def test_peak_memory_of_a_network_small_enough_to_do_by_hand():
     assert cost.peak_memory(batch_size=2, dtype="int8") == 2 * pixels * (8 + 32 + 8)
     outputs = 32 * 32 * 3 * 2 + pixels * (8 * 3 + 32 * 3 + 8 * 2 + 8 + 16 * 3) + 16 + 16 + 10
     assert cost.peak_memory(training=True) == 4 * outputs
+    stages = cost.stage_memory()
+    assert list(stages) == ["stem", "stage1", "head"]
+    assert stages == {
+        "stem": 4 * (32 * 32 * 3 + pixels * 8),  # the picture and the stem's output
+        "stage1": 4 * pixels * (8 + 32 + 8),
+        "head": 4 * pixels * (8 + 16),
+    }
+    assert cost.memory()["predictions"] == 4 * (16 + 10)
 
 
 def test_arch_imports_neither_tensorflow_nor_keras():

@@ -43,6 +43,39 @@ def test_layers_shapes_and_parameters_are_those_of_the_analytic_count(name):
     assert model.count_params() == total.params
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_analytic_memory_is_that_of_the_built_graph(name):
+    # Walks Keras' own graph, with a count of readers for each tensor.
+    model = et.build(name, input_shape=(65, 65, 3), classes=7)
+    in_place = (
+        keras.layers.BatchNormalization,
+        keras.layers.Activation,
+        keras.layers.Dropout,
+        keras.layers.Rescaling,
+    )
+    sources = {
+        layer.name: [tensor._keras_history.operation.name for tensor in node.input_tensors]
+        for layer in model.layers
+        for node in layer._inbound_nodes
+    }
+    buffers, readers, alive, live = {}, {}, {}, {}
+    for layer in model.layers:
+        is_same = isinstance(layer, in_place)
+        buffers[layer.name] = buffers[sources[layer.name][0]] if is_same else layer.name
+        for source in sources[layer.name]:
+            readers[buffers[source]] = readers.get(buffers[source], 0) + 1
+    for layer in model.layers:
+        if buffers[layer.name] == layer.name:
+            alive[layer.name] = int(np.prod(layer.output.shape[1:]))
+        live[layer.name] = 4 * 3 * sum(alive.values())
+        for source in sources[layer.name]:
+            readers[buffers[source]] -= 1
+            if not readers[buffers[source]]:
+                del alive[buffers[source]]
+    memory = count(name, 65, classes=7).memory(batch_size=3)
+    assert [live[layer.name] for layer in model.layers] == list(memory.values())
+
+
 @pytest.mark.parametrize(
     ("name", "trainable"), [("efficientnet-b0", 5_288_548), ("efficientnetv2-b0", 7_139_704)]
 )

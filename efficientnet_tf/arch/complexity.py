@@ -6,6 +6,7 @@ Network Design Spaces"); parameters are split into trainable ones and moving sta
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -90,10 +91,10 @@ class Complexity:
         names = dict.fromkeys(layer.stage for layer in self.layers)
         return {name: _sum([y for y in self.layers if y.stage == name]) for name in names}
 
-    def peak_memory(
+    def memory(
         self, batch_size: int = 1, dtype: str = "float32", training: bool = False
-    ) -> int:
-        """Bytes of activations that must be held at once.
+    ) -> dict[str, int]:
+        """Bytes of activations that are held while each layer runs.
 
         Inference walks the layers in order: a tensor lives from its layer to its last reader, and
         batch normalization, activations, dropout and rescaling work in place (compilers fuse them
@@ -106,15 +107,33 @@ class Complexity:
             training: whether gradients follow.
 
         Returns:
-            Bytes.
+            Name of the layer to bytes, in order.
 
         Raises:
             ValueError: unknown dtype.
         """
         if dtype not in _BYTES:
             raise ValueError(f"dtype must be one of {', '.join(_BYTES)}. Received: dtype={dtype!r}")
-        elements = sum(y.size for y in self.layers) if training else _peak_live(self.layers)
-        return elements * batch_size * _BYTES[dtype]
+        sizes = [layer.size for layer in self.layers]
+        elements = itertools.accumulate(sizes) if training else _live(self.layers)
+        scale = batch_size * _BYTES[dtype]
+        return {layer.name: n * scale for layer, n in zip(self.layers, elements, strict=True)}
+
+    def stage_memory(
+        self, batch_size: int = 1, dtype: str = "float32", training: bool = False
+    ) -> dict[str, int]:
+        """Most bytes of activations at once within "stem", "stage1", …; see `memory`."""
+        memory = self.memory(batch_size, dtype, training)
+        peaks: dict[str, int] = {}
+        for layer in self.layers:
+            peaks[layer.stage] = max(peaks.get(layer.stage, 0), memory[layer.name])
+        return peaks
+
+    def peak_memory(
+        self, batch_size: int = 1, dtype: str = "float32", training: bool = False
+    ) -> int:
+        """Most bytes of activations at once in the whole network; see `memory`."""
+        return max(self.memory(batch_size, dtype, training).values())
 
 
 def count(
@@ -162,7 +181,7 @@ def _sum(layers: Iterable[Layer]) -> Cost:
     return Cost(*(sum(getattr(layer, field) for layer in layers) for field in fields))
 
 
-def _peak_live(layers: tuple[Layer, ...]) -> int:
+def _live(layers: tuple[Layer, ...]) -> Iterator[int]:
     # In-place layers share the buffer of their input: `owner` maps a layer to its buffer.
     owner: dict[str, str] = {}
     last_read: dict[str, int] = {}
@@ -173,12 +192,10 @@ def _peak_live(layers: tuple[Layer, ...]) -> int:
         for name in (*layer.inputs, layer.name):
             last_read[owner[name]] = index
     live: set[str] = set()
-    peak = 0
     for index, layer in enumerate(layers):
         live.add(owner[layer.name])
-        peak = max(peak, sum(size[name] for name in live))
+        yield sum(size[name] for name in live)
         live = {name for name in live if last_read[name] > index}
-    return peak
 
 
 class _Walk:
