@@ -1,5 +1,8 @@
 """Compares a variant with keras.applications: build, training step, inference, memory.
 
+Inference is a compiled function on both sides; one picture goes through `predict.compiled` here and
+through `model.predict` there.
+
     python scripts/benchmark.py --variant=efficientnetv2-b0 --size=128 --batch_size=32
 
 Both sides run in one process, in turn and in random order; the table has medians and the median of
@@ -92,6 +95,17 @@ def inference(side: str, model):
     return lambda: function(images).numpy()
 
 
+def one_picture(side: str, model):
+    """Returns the prediction of one picture: `predict.compiled`, or the model's own `predict`."""
+    from efficientnet_tf.predict import compiled
+
+    images = batch()[0][:1]
+    if side == OURS:
+        function = compiled(model)
+        return lambda: function(images)
+    return lambda: model.predict(images, verbose=0)
+
+
 def interleave(functions: dict, rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, round by round, in an order that is drawn anew each round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -116,6 +130,7 @@ def measure(variant: str) -> dict[str, dict[str, list[float]]]:
     for name, functions in (
         ("training step, ms", {side: training_step(models[side]) for side in sides}),
         ("inference, ms", {side: inference(side, models[side]) for side in sides}),
+        ("one picture, ms", {side: one_picture(side, models[side]) for side in sides}),
     ):
         interleave(functions, 2)  # traces
         times = interleave(functions, FLAGS.rounds)
