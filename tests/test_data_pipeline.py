@@ -124,3 +124,25 @@ def test_pictures_leave_the_filling_out(digits):
     batches = list(pipeline.pictures(digits, "test", 32, 100))
     assert [len(images) for images, _ in batches] == [100, 100, 100, 59]
     assert batches[0][0].dtype == np.float32
+
+
+def test_mirroring_does_not_depend_on_the_shift():
+    # One picture whose columns and rows tell where they came from, under many seeds.
+    size, most = 17, 4
+    image = np.zeros((size, size, 3), np.float32)
+    image[..., 0] = np.arange(size)
+    image[..., 1] = np.arange(size)[:, None]
+    config = DataConfig(flip=True, shift=most)
+    shifts, flips = [], []
+    for position in range(600):
+        seed = tf.constant([0, position], tf.int64)
+        found = pipeline.augment(tf.constant(image), config, seed).numpy()
+        middle = size // 2
+        flipped = found[0, 0, 0] > found[0, -1, 0]
+        flips.append(flipped)
+        shifts.append((found[middle, middle, 0] - middle, found[middle, middle, 1] - middle))
+    assert 0.43 < np.mean(flips) < 0.57
+    for axis in np.array(shifts).T:
+        assert set(axis) == set(range(-most, most + 1))
+        # 600 independent pairs: the standard deviation of the correlation is 0.04.
+        assert abs(np.corrcoef(axis, flips)[0, 1]) < 0.16
