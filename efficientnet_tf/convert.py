@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.arch import Network, resolve
-from efficientnet_tf.models.efficientnet import build, published
+from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.weights import load, naming, registry, source
 from efficientnet_tf.weights.keras_h5 import record_normalization, write_keras_h5
@@ -67,7 +67,7 @@ def convert(
         network = resolve(variant or _only_candidate(found))
         arrays = source.read(found, network, include_top)
         if record is None and found.normalization is None:
-            record = published(network.variant.name, src)
+            record = registry.published(network.variant.name, src)
     constants = _constants(network, record, found, preprocessing)
     temporary = dst.with_name(f".{os.getpid()}-{dst.name}")
     try:

@@ -20,7 +20,7 @@ import numpy as np
 from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.labels import Label, labels_for, read_labels, top_classes
-from efficientnet_tf.models.efficientnet import build, published
+from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.models.inference import check_shape, compiled
 from efficientnet_tf.models.layers import with_fast_layers
 from efficientnet_tf.preprocessing import Preprocessing
@@ -253,7 +253,7 @@ def load(
 
 def _build(name: str, weights: str | None, labels) -> tuple[keras.Model, Preprocessing]:
     variant = find(name)
-    record = None if weights is None else published(variant.name, weights)
+    record = None if weights is None else registry.published(variant.name, weights)
     if record is not None:
         classes, preprocessing = record.classes, record.preprocessing
     else:

@@ -164,10 +164,7 @@ def v1_eval(
         normalization: a key of `NORMALIZATIONS`; AdvProp weights need "inception".
         labels: see `Preprocessing`.
     """
-    mean, std = _constants(normalization)
-    return Preprocessing(
-        normalization, mean, std, size, resize_method="bicubic_legacy", crop="pad32", labels=labels
-    )
+    return _rule(normalization, size, "bicubic_legacy", "pad32", labels)
 
 
 def lite_eval(
@@ -180,10 +177,7 @@ def lite_eval(
         normalization: a key of `NORMALIZATIONS`.
         labels: see `Preprocessing`; EdgeTPU's are "imagenet-background".
     """
-    mean, std = _constants(normalization)
-    return Preprocessing(
-        normalization, mean, std, size, resize_method="bilinear_legacy", crop="pad32", labels=labels
-    )
+    return _rule(normalization, size, "bilinear_legacy", "pad32", labels)
 
 
 def v2_eval(
@@ -196,11 +190,8 @@ def v2_eval(
         normalization: a key of `NORMALIZATIONS`.
         labels: see `Preprocessing`.
     """
-    mean, std = _constants(normalization)
     crop: CropRule = "pad32_floor" if size < 320 else "squash"
-    return Preprocessing(
-        normalization, mean, std, size, resize_method="bilinear", crop=crop, labels=labels
-    )
+    return _rule(normalization, size, "bilinear", crop, labels)
 
 
 def default(normalization: str, size: int, labels: LabelMap | None = "imagenet") -> Preprocessing:
@@ -231,14 +222,19 @@ def own(
     return Preprocessing("own", mean, std, size, "bilinear", "squash", labels=labels)
 
 
-def _constants(
+def _rule(
     normalization: str,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    size: int,
+    resize_method: ResizeMethod,
+    crop: CropRule,
+    labels: LabelMap | None,
+) -> Preprocessing:
     if normalization not in NORMALIZATIONS:
         raise ValueError(
             f"normalization must be one of {sorted(NORMALIZATIONS)}. Received: {normalization!r}"
         )
-    return NORMALIZATIONS[normalization]
+    mean, std = NORMALIZATIONS[normalization]
+    return Preprocessing(normalization, mean, std, size, resize_method, crop, labels=labels)
 
 
 def _channels(name: str, values: Any) -> tuple[float, float, float]:

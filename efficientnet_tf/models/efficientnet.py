@@ -91,7 +91,7 @@ def build(
         _check_unused(
             classes=classes, classifier_activation=own_activation, dropout_rate=dropout_rate
         )
-    record = None if weights is None else published(variant.name, weights)
+    record = None if weights is None else registry.published(variant.name, weights)
     if include_top:
         classes = _check_classes(variant, record, classes)
     resolution = record.resolution if record is not None else variant.resolution
@@ -117,29 +117,6 @@ def build(
             model, network, weights, include_top=include_top, classes=classes, cache_dir=cache_dir
         )
     return model
-
-
-def published(variant: str, weights: str) -> registry.WeightsRecord | None:
-    """Returns the record of a tag, or of a path whose file has a published name.
-
-    Args:
-        variant: key in `VARIANTS`, or the name of a network of your own.
-        weights: a tag or a path.
-
-    Returns:
-        None for a path of another name, or of one under which files with different normalisations
-        were published.
-
-    Raises:
-        ValueError: neither a tag nor a path.
-        FileNotFoundError: written like a path, but there is nothing.
-    """
-    record = registry.lookup(variant, weights)
-    if record is not None:
-        return record
-    records = registry.recognise(variant, weights)
-    kinds = {(r.preprocessing.mean, r.preprocessing.std, r.classes) for r in records}
-    return records[0] if len(kinds) == 1 else None
 
 
 def _check_levels(network: Network, features_only: bool, levels) -> tuple[int, ...]:

@@ -190,6 +190,29 @@ def recognise(variant: str, path: str | os.PathLike[str]) -> list[WeightsRecord]
     ]
 
 
+def published(variant: str, weights: str | os.PathLike[str]) -> WeightsRecord | None:
+    """Returns the record of a tag, or of a path whose file has a published name.
+
+    Args:
+        variant: key in `VARIANTS`, or the name of a network of your own.
+        weights: a tag or a path.
+
+    Returns:
+        None for a path of another name, or of one under which files with different normalisations
+        were published.
+
+    Raises:
+        ValueError: neither a tag nor a path.
+        FileNotFoundError: written like a path, but there is nothing.
+    """
+    record = lookup(variant, weights)
+    if record is not None:
+        return record
+    records = recognise(variant, weights)
+    kinds = {(r.preprocessing.mean, r.preprocessing.std, r.classes) for r in records}
+    return records[0] if len(kinds) == 1 else None
+
+
 def _stem(name: str) -> str:
     return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
 
