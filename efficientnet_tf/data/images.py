@@ -85,17 +85,28 @@ def center_crop(image, preprocessing: Preprocessing):
         (side, side, channels) of the same dtype; the whole image where the rule is "squash".
     """
     image = tf.convert_to_tensor(image)
-    ratio = preprocessing.crop_ratio
-    if ratio is None:
+    if preprocessing.crop_ratio is None:
         return image
-    shape = tf.shape(image)
-    height, width = shape[0], shape[1]
+    top, left, height, width = tf.unstack(center_box(tf.shape(image)[:2], preprocessing))
+    return image[top : top + height, left : left + width]
+
+
+def center_box(shape, preprocessing: Preprocessing):
+    """Where `center_crop` crops, by a rule other than "squash".
+
+    Args:
+        shape: int32 (2,), height and width of the picture.
+        preprocessing: its `crop` and `size` count.
+
+    Returns:
+        int32 (4,): top, left, height, width.
+    """
     # The references multiply in float32 and truncate; exact arithmetic is a pixel larger at times.
-    shorter = tf.cast(tf.minimum(height, width), tf.float32)
-    side = tf.maximum(tf.cast(ratio * shorter, tf.int32), 1)
+    shorter = tf.cast(tf.reduce_min(shape), tf.float32)
+    side = tf.maximum(tf.cast(preprocessing.crop_ratio * shorter, tf.int32), 1)
     round_up = 0 if preprocessing.crop == "pad32_floor" else 1
-    top, left = (height - side + round_up) // 2, (width - side + round_up) // 2
-    return image[top : top + side, left : left + side]
+    corner = (shape - side + round_up) // 2
+    return tf.stack([corner[0], corner[1], side, side])
 
 
 def resize(image, size: int, method: str):
