@@ -5,6 +5,14 @@ through `model.predict` there.
 
     python scripts/benchmark.py --variant=efficientnetv2-b0 --size=128 --batch_size=32
 
+    python scripts/benchmark.py --input --data=folder:~/pictures
+
+measures the stages of the input pipeline instead (`benchmark_input.py`), and
+
+    python scripts/benchmark.py --costs
+
+what parts of a training step cost and how it grows with pictures and batch (`benchmark_costs.py`).
+
 Both sides run in one process, in turn and in random order; the table has medians and the median of
 the rounds' ratios. Peak memory is that of a process of its own for each side.
 """
@@ -27,6 +35,9 @@ flags.DEFINE_multi_string("variant", ["efficientnet-b0", "efficientnetv2-b0"], "
 flags.DEFINE_integer("size", 128, "Side of the pictures, pixels.", lower_bound=32)
 flags.DEFINE_integer("batch_size", 32, "Pictures per batch.", lower_bound=1)
 flags.DEFINE_integer("rounds", 20, "Rounds of training steps and inference.", lower_bound=3)
+flags.DEFINE_bool("input", False, "Measure the input pipeline; --size is 224 unless given.")
+flags.DEFINE_bool("costs", False, "Measure what parts of a training step cost.")
+flags.DEFINE_string("data", None, "For --input: folder:PATH; generated pictures if not given.")
 flags.DEFINE_string("memory_of", None, "For the child processes: ours or keras.applications.")
 
 OURS, PEER = "efficientnet_tf", "keras.applications"
@@ -170,6 +181,20 @@ def main(argv: list[str]) -> None:
     """Prints one table for all variants."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    if FLAGS.data and not FLAGS.input:
+        raise app.UsageError("--data is used only with --input.")
+    if FLAGS.input:
+        import benchmark_input
+
+        size = FLAGS.size if FLAGS["size"].present else 224
+        benchmark_input.main(FLAGS.data, size, FLAGS.batch_size, FLAGS.rounds)
+        return
+    if FLAGS.costs:
+        import benchmark_costs
+
+        for variant in FLAGS.variant:
+            benchmark_costs.report(variant, FLAGS.size, FLAGS.batch_size, FLAGS.rounds, interleave)
+        return
     if FLAGS.memory_of:
         print_memory(FLAGS.memory_of, FLAGS.variant[-1])
         return

@@ -1,6 +1,7 @@
 """Trains a network, exports it, and proves that the exported files give its answers.
 
 python scripts/train.py
+python scripts/train.py --recipe=finetune --data=folder:flowers --weights=imagenet
 python scripts/train.py --recipe=small --data=folder:flowers --set=train.epochs=20
 """
 
@@ -16,16 +17,30 @@ from absl import app, flags, logging
 from efficientnet_tf import config as config_lib
 from efficientnet_tf import recipes
 from efficientnet_tf.data import pipeline
+from efficientnet_tf.data.bad import BadRecords
 from efficientnet_tf.export import artifacts
-from efficientnet_tf.train import run
+from efficientnet_tf.train import run, workdir
 from efficientnet_tf.train import strategy as strategy_lib
 
-_RECIPE = flags.DEFINE_enum("recipe", "digits", list(recipes.RECIPES), "Run to start from.")
+_RECIPE = flags.DEFINE_string("recipe", "digits", "Run to start from; see --list.")
+_LIST = flags.DEFINE_bool("list", False, "Whether to print the recipes' names and stop.")
 _DATA = flags.DEFINE_string(
-    "data", None, "Pictures instead of the recipe's: digits, folder:PATH or tfds:NAME."
+    "data",
+    None,
+    "Pictures instead of the recipe's: digits, folder:PATH, csv:PATH, tfds:NAME, imagenet:PATH,"
+    " tfrecord:PATH, npz:PATH or fake.",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TensorFlow Datasets keeps its files; its own default if not given."
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Weights to start from instead of the recipe's: a tag or the path of a file."
+)
+_AUGMENT = flags.DEFINE_string(
+    "augment",
+    None,
+    "Augmentation instead of the recipe's: none, autoaugment, randaugment, or a layer of Keras"
+    " (keras:RandAugment) or KerasCV (keras_cv:RandAugment).",
 )
 _SET = flags.DEFINE_multi_string(
     "set", [], "Change a setting, e.g. --set=train.epochs=3 --set=data.flip=true."
@@ -34,6 +49,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder to write to; runs/<recipe>-<time> if not given."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether --workdir may hold an earlier run.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write scalars for TensorBoard.")
 _STRATEGY = flags.DEFINE_enum(
     "strategy", "auto", ["auto", "cpu", "mirrored", "tpu"], "Devices to train on."
 )
@@ -47,44 +63,59 @@ def main(argv):
     """Trains, exports, verifies, prints."""
     if len(argv) > 1:
         raise app.UsageError(f"Flags start with --. Received: {argv[1]!r}")
+    if _LIST.value:
+        print("\n".join(recipes.RECIPES))
+        return
     if _TPU.value and _STRATEGY.value not in ("auto", "tpu"):
         raise app.UsageError(f"--tpu contradicts --strategy={_STRATEGY.value}.")
-    settings = list(_SET.value)
-    if _DATA.value is not None:
-        settings.insert(0, f"data.source={_DATA.value}")
-    if _DATA_DIR.value is not None:
-        settings.insert(0, f"data.data_dir={_DATA_DIR.value}")
+    named = {
+        "data.source": _DATA.value,
+        "data.data_dir": _DATA_DIR.value,
+        "model.weights": _WEIGHTS.value,
+        "data.augment": _AUGMENT.value,
+    }
+    settings = [f"{name}={value}" for name, value in named.items() if value is not None]
     try:
-        config = config_lib.override(recipes.RECIPES[_RECIPE.value], *settings)
+        config = config_lib.override(recipes.get(_RECIPE.value), *settings, *_SET.value)
     except ValueError as error:
         raise app.UsageError(str(error)) from None
-    workdir = _WORKDIR.value or f"runs/{_RECIPE.value}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = _WORKDIR.value or f"runs/{_RECIPE.value}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
-        _run(config, workdir)
+        _run(config, folder)
     except (ValueError, ImportError, OSError, RuntimeError, FloatingPointError) as error:
         logging.debug("Where it happened:", exc_info=True)
         sys.exit(f"error: {error}\n(--verbosity=1 shows where in the code.)")
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What was finished, if anything, is in {workdir}.")
+        print(f"\nInterrupted. What was finished, if anything, is in {folder}.")
         sys.exit(130)
 
 
-def _run(config, workdir):
+def _run(config, folder):
     strategy = strategy_lib.create("tpu" if _TPU.value else _STRATEGY.value, _TPU_NAME.value)
-    result = run.train(config, workdir, strategy=strategy, overwrite=_OVERWRITE.value)
+    result = run.train(
+        config,
+        folder,
+        strategy=strategy,
+        overwrite=_OVERWRITE.value,
+        tensorboard=_TENSORBOARD.value,
+    )
     reports = artifacts.export(
         result.model,
-        Path(workdir) / run.EXPORT,
+        Path(folder) / workdir.EXPORT,
         result.source.class_names,
         lambda: pipeline.pictures(
-            result.source, "test", config.model.image_size, config.data.batch_size
+            result.source,
+            "test",
+            result.rule,
+            result.config.batch_size,
+            found=BadRecords(result.config.data.max_bad),
         ),
     )
     print(
-        f"\nBest of {config.train.epochs} epochs: {result.best_epoch}"
+        f"\nBest of {len(result.history)} epochs: {result.best_epoch}"
         f" (validation accuracy {result.validation.accuracy:.2%}), {result.seconds:.0f} s."
         f" On {reports[0].count} test pictures:\n\n{artifacts.table(reports)}\n\n"
-        f"Everything is in {workdir}."
+        f"Everything is in {folder}; {workdir.SUMMARY} shows it."
     )
 
 

@@ -8,9 +8,12 @@ from efficientnet_tf.arch import VARIANTS
 
 PACKAGE = pathlib.Path(efficientnet_tf.__file__).parent
 LEVELS = (
-    {"version", "arch", "preprocessing", "labels", "config"},
-    {"weights", "data", "recipes"},
+    {"version", "arch", "preprocessing", "labels", "scores"},
+    {"config"},
+    {"stages", "recipes"},
+    {"weights", "data", "page"},
     {"models"},
+    {"evaluate"},
     {"predict", "train", "export", "convert"},
 )
 HEAVY = {"tensorflow", "tensorflow_datasets", "keras_cv", "torch", "jax", "sklearn", "matplotlib"}

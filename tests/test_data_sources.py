@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_tf.config import DataConfig
-from efficientnet_tf.data import pipeline, sources
+from efficientnet_tf.data import sources
 
 
 def _write_picture(path, color, size=(6, 5)):
@@ -127,7 +127,30 @@ def test_unreadable_pictures_are_counted_and_named(flat_folder):
     for name in ("cut.png", "empty.jpg", "text.jpeg"):
         assert name in str(error.value)
     assert "00.png" not in str(error.value)
-    _open(flat_folder, check_pictures=False)  # asked to trust the files
+    unchecked = _open(flat_folder, check_pictures=False)  # asked to trust the files
+    assert not unchecked.checked
+    names = {unchecked.describe(*record).numpy() for record in unchecked.records("train", None)}
+    assert os.fsencode(flat_folder / "bee" / "00.png") in names
+    assert _open(flat_folder, max_bad=0.1).checked
+
+
+def test_few_unreadable_pictures_are_left_out_and_named(flat_folder, caplog):
+    before = {split: _examples(_open(flat_folder), split) for split in sources.SPLITS}
+    (flat_folder / "ant" / "07.png").write_bytes(b"")
+    with caplog.at_level("WARNING", "absl"):
+        source = _open(flat_folder, max_bad=0.04)  # 1 of 30 is 3.3 %
+    assert source.bad == (str(flat_folder / "ant" / "07.png"),)
+    assert "1 unreadable ones are left out" in caplog.text
+    assert "07.png" in caplog.text
+    # Everything else stays in the split that it was in.
+    for split in sources.SPLITS:
+        expected = [example for example in before[split] if example != (0, (0, 7, 7))]
+        assert _examples(source, split) == expected
+    assert sum(source.num_examples.values()) == 29
+    for path in (flat_folder / "ant").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"nothing is left of class 'ant'"):
+        _open(flat_folder, max_bad=0.9)
 
 
 def test_folder_mistakes_are_explained(tmp_path, flat_folder):
@@ -200,69 +223,54 @@ def test_every_pass_has_all_records_in_another_order(flat_folder):
     assert [path.numpy() for path, _ in source.records("train", 6).take(count)] != passes[0]
 
 
-@pytest.fixture(scope="module")
-def tiny_tfds(tmp_path_factory):
-    """A prepared data set of TensorFlow Datasets: 20 train and 5 unlabelled test pictures."""
-    tfds = pytest.importorskip("tensorflow_datasets")
+@pytest.mark.parametrize("source_name", ["folder", "digits"])
+def test_a_run_can_go_on_from_any_record(flat_folder, source_name):
+    source = _open(flat_folder) if source_name == "folder" else sources.open_source(DataConfig())
+    count = source.num_examples["train"]
 
-    class TinyBeetles(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    def taken(start, most):
+        records = source.records("train", 3, start).take(most)
+        return [(bytes(first.numpy()), int(label)) for first, label in records]
 
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(None, None, 3)),
-                        "label": tfds.features.ClassLabel(names=["red", "green"]),
-                    }
-                ),
-            )
-
-        def _split_generators(self, manager):
-            del manager
-            return {"train": self._examples(20, True), "test": self._examples(5, False)}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-        def _examples(self, count, labelled):
-            for index in range(count):
-                pixels = np.full((5, 6, 3), index, np.uint8)
-                yield index, {"image": pixels, "label": index % 2 if labelled else -1}
-
-    folder = tmp_path_factory.mktemp("tfds")
-    TinyBeetles(data_dir=folder).download_and_prepare()
-    return str(folder)
+    stream = taken(0, count + 30) if source_name == "digits" else taken(0, 3 * count)
+    for start in (1, count - 1, count, count + 7):
+        assert taken(start, 20) == stream[start : start + 20]
+    assert len(list(source.records("train", None, 5))) == count - 5
 
 
-def test_tfds_splits_do_not_overlap_and_skip_unlabelled_ones(tiny_tfds):
-    source = sources.open_source(
-        DataConfig(source="tfds:tiny_beetles", data_dir=tiny_tfds, holdout=0.2)
-    )
-    assert source.class_names == ("red", "green")
-    # The test split has no labels, so test and validation both come out of the 20.
-    assert dict(source.num_examples) == {"train": 13, "validation": 3, "test": 4}
-    found = [example for split in sources.SPLITS for example in _examples(source, split)]
-    assert sorted(found) == sorted((i % 2, (i, i, i)) for i in range(20))
-    first, second = (
-        [
-            np.concatenate([images[:, 0, 0, 0], labels[:, 1]])
-            for images, labels in pipeline.training(source, DataConfig(), 32, 13, seed=3).take(3)
-        ]
-        for _ in range(2)
-    )
-    np.testing.assert_array_equal(first, second)  # the seed decides
-    # A batch of 13 is one pass: each picture once, with its own label, in another order each time.
-    for batch in first:
-        assert len(set(batch[:13])) == 13
-        np.testing.assert_array_equal(batch[:13] % 2, batch[13:])
-    assert (first[0] != first[1]).any()
+def test_folders_called_like_splits_may_be_classes(tmp_path):
+    for name in ("plane", "test", "train"):
+        for index in range(4):
+            _write_picture(tmp_path / name / f"{index}.png", (1, 2, 3))
+    assert _open(tmp_path, holdout=0.25).class_names == ("plane", "test", "train")
 
 
-def test_tfds_mistakes_are_explained(tiny_tfds):
-    with pytest.raises(ValueError, match=r"no data set 'tiny_beatles'"):
-        sources.open_source(DataConfig(source="tfds:tiny_beatles", data_dir=tiny_tfds))
+def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path):
+    for path in ("plane/0.png", "train/steam/0.png", "train/diesel/0.png"):
+        _write_picture(tmp_path / path, (1, 2, 3))
+    with pytest.raises(ValueError, match=r"whether train is a split or a class.* beside plane"):
+        _open(tmp_path)
+    (tmp_path / "plane" / "0.png").unlink()  # a folder without pictures is no class
+    for index in range(1, 4):
+        for name in ("steam", "diesel"):
+            _write_picture(tmp_path / "train" / name / f"{index}.png", (1, 2, 3))
+    assert _open(tmp_path, holdout=0.25).class_names == ("diesel", "steam")
+
+
+def test_pictures_beside_the_splits_are_named(tmp_path, caplog):
+    for path in ("train/ant", "train/bee", "test/ant", "test/bee"):
+        for index in range(3):
+            _write_picture(tmp_path / path / f"{index}.png", (1, 2, 3))
+    _write_picture(tmp_path / "unlabelled" / "0.png", (1, 2, 3))
+    with caplog.at_level("WARNING", "absl"):
+        assert sum(_open(tmp_path).num_examples.values()) == 12
+    assert "ignored are unlabelled" in caplog.text
+
+
+def test_class_names_that_cannot_be_written_are_refused(flat_folder):
+    os.rename(os.fsencode(flat_folder / "ant"), os.fsencode(flat_folder) + b"/caf\xe9")
+    with pytest.raises(ValueError, match=r"caf\\xe9' has a name that is not valid UTF-8: rename"):
+        _open(flat_folder)
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from efficientnet_tf.export import artifacts, saved_model, tflite, verify
 from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.recipes import RECIPES
-from efficientnet_tf.train import run
+from efficientnet_tf.train import network
 
 NAMES = ("ant", "bee", "cow", "dog", "emu")
 
@@ -23,7 +23,8 @@ def model():
     """A small V2 with statistics that are not the initial ones, so that their loss would show."""
     config = RECIPES["digits"].model
     keras.utils.set_random_seed(5)
-    model = run.build_model(config, run.describe(config), len(NAMES), "softmax")
+    variant = network.describe(config)
+    model = build(variant, classes=len(NAMES), input_shape=(32, 32, 3))
     random = np.random.default_rng(0)
     for variable in model.variables:
         if variable.path.endswith(("gamma", "moving_variance")):
@@ -215,3 +216,23 @@ def test_wrong_models_and_names_are_refused(model, tmp_path):
     (tmp_path / "d/saved_model/1").mkdir(parents=True)
     with pytest.raises(FileExistsError, match=r"another version"):
         artifacts.export(model, tmp_path / "d", NAMES, list)
+
+
+def test_sigmoid_models_and_several_labels_are_exported_and_counted(pictures, tmp_path):
+    keras.utils.set_random_seed(6)
+    variant = network.describe(RECIPES["digits"].model)
+    model = build(
+        variant, classes=len(NAMES), input_shape=(32, 32, 3), classifier_activation="sigmoid"
+    )
+    several = np.random.default_rng(2).integers(0, 2, (19, len(NAMES))).astype(np.float32)
+    batches = [(pictures[i][0], several[8 * i : 8 * i + 8]) for i in range(3)]
+    reports = artifacts.export(model, tmp_path, NAMES, lambda: batches)
+    images = np.concatenate([batch for batch, _ in batches])
+    features = keras.Model(model.inputs, model.layers[-1].input).predict(images, verbose=0)
+    kernel, bias = model.layers[-1].get_weights()
+    expected = 1 / (1 + np.exp(-(features.astype(np.float64) @ kernel + bias)))
+    served = tf.saved_model.load(tmp_path / "saved_model" / "1").signatures["serving_default"]
+    answers = served(images=tf.constant(images))["probabilities"]
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    hits = several[np.arange(19), expected.argmax(-1)].mean()
+    assert [report.accuracy for report in reports] == pytest.approx([hits, hits])

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import efficientnet_tf as et
+from efficientnet_tf import config as config_lib
+from efficientnet_tf import recipes, stages
 from efficientnet_tf.weights import load, registry
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
@@ -105,6 +107,54 @@ def test_shell_commands_name_scripts_and_flags_that_exist():
         assert used <= known, (script, used - known)
 
 
+def test_training_commands_are_valid_configurations():
+    flags = {
+        "--data": "data.source",
+        "--data_dir": "data.data_dir",
+        "--augment": "data.augment",
+        "--weights": "model.weights",
+    }
+    commands = [words for words in _commands() if words[1] == "scripts/train.py"]
+    assert len(commands) >= 8
+    for words in commands:
+        given = [word.partition("=")[::2] for word in words[2:]]
+        settings = [f"{flags[flag]}={value}" for flag, value in given if flag in flags]
+        settings += [value for flag, value in given if flag == "--set"]
+        config_lib.override(recipes.get(dict(given).get("--recipe", "digits")), *settings)
+
+
+def test_settings_of_the_text_are_valid():
+    sections = "--set=model|(?:--set=)?(?:data|train|progressive|finetune)"
+    settings = re.findall(rf"`((?:{sections})\.[\w=:.]+)`", README.read_text())
+    assert len(settings) >= 30
+    # What some settings need beside them.
+    base = "data.augment=randaugment", "progressive.stages=2", "train.label_smoothing=0"
+    for setting in settings:
+        path, equals, _ = setting.removeprefix("--set=").partition("=")
+        section, _, name = path.partition(".")
+        assert hasattr(getattr(config_lib.Config(), section), name), setting
+        if equals:
+            change = setting.removeprefix("--set=")
+            config_lib.override(recipes.get("finetune"), *base, change)
+
+
+def test_table_of_recipes_has_all_families():
+    table = re.search(r"^\| recipes \|.*\n\|-.*\n((?:\|.*\n)+)", README.read_text(), re.MULTILINE)
+    column = "".join(line.split("|")[1] for line in table.group(1).splitlines())
+    named = set(re.findall(r"`([\w-]+)`", column))
+    assert named <= set(recipes.RECIPES)
+
+    def families(names):  # ranges of variants name their first and last one
+        return {re.sub(r"-(b\d|s|m|l|xl)(?=-|$)", "", name) for name in names}
+
+    assert families(named) == families(recipes.RECIPES)
+
+
+def test_stage_table_is_that_of_the_recipe():
+    recipe = recipes.get("imagenet-v2-s-paper")
+    assert stages.table(stages.expand(recipe, recipe.train.epochs)) in README.read_text()
+
+
 def test_gate_runs_the_readmes_test_command():
     gate = (README.parent / ".ci" / "run").read_text()
     command = next(text for text in SHELL if "pytest" in text)
@@ -116,7 +166,7 @@ def test_gate_runs_the_readmes_test_command():
 
 def test_tags_of_the_readme_exist():
     tags = {record.tag for record in et.list_weights()}
-    used = set(re.findall(r'weights="([^"]+)"|--weights=(\S+)', README.read_text()))
+    used = set(re.findall(r'weights="([^"]+)"|--weights=([^\s`]+)', README.read_text()))
     assert used
     assert {a or b for a, b in used} <= tags
     assert registry.find("efficientnetv2-s", "timm/tf_efficientnetv2_s.in21k_ft_in1k").hub

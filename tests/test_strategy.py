@@ -18,8 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from efficientnet_tf.config import Config, override
+from efficientnet_tf import stages
 from efficientnet_tf.data import pipeline, sources
-from efficientnet_tf.train import loop, run, optimizer as optimizer_lib, strategy as strategy_lib
+from efficientnet_tf.preprocessing import own
+from efficientnet_tf.train import feed, loop, optimizer as optimizer_lib, strategy as strategy_lib
+from efficientnet_tf.train.average import MovingAverage
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -28,8 +31,11 @@ assert mirrored.num_replicas_in_sync == 2
 config = override(
     Config(), "model.image_size=32", "data.batch_size=16", "data.shift=2",
     "train.learning_rate=0.1", "train.warmup_epochs=1", "train.label_smoothing=0.1",
-    "train.clip_norm=0.05", "train.ema_decay=0.9",
+    "train.clip_norm=0.05", "train.clip=both", "train.ema_decay=0.9", "train.weight_decay=0.01",
+    "train.accumulate=2",
 )
+(stage,) = stages.expand(config, 10)
+rule = own(32, [1, 1, 1], [0, 0, 0])
 source = sources.open_source(config.data)
 
 def net(bn, dropout):
@@ -47,23 +53,21 @@ def fit(strategy, optimizer, bn=False):
     with strategy.scope():
         model = net(bn, 0.0)
         trainee = loop.Trainee(
-            model, optimizer_lib.create(settings, model.trainable_variables, 4),
-            optimizer_lib.MovingAverage(model, 0.9))
-    replica_batch = 16 // strategy.num_replicas_in_sync
-    batches = iter(run._training_batches(settings, source, strategy, replica_batch))
-    steps = loop.training_steps(
-        strategy, trainee, 16, label_smoothing=0.1, loss_decay=1e-2)
+            model, optimizer_lib.create(settings, model.trainable_variables, 4, 10),
+            MovingAverage(model, 0.9))
+    batches = iter(feed.training_batches(settings, source, strategy, stage))
+    steps = loop.training_steps(strategy, trainee, 16, settings.train)
     for count in (1, 5, 6):
         steps(batches, tf.constant(count))
     trained = trainee.scores()
-    test = iter(run._evaluation_batches(settings, source, "test", strategy, replica_batch))
+    test = iter(feed.evaluation_batches(settings, source, "test", strategy, rule))
     scores = loop.evaluator(strategy, trainee)(test, pipeline.evaluation_steps(source, "test", 16))
     weights = model.get_weights()
     loop.average_swapper(strategy, trainee)()
     return weights + model.get_weights(), trained, scores, model, trainee
 
 report = {}
-for optimizer in ("rmsprop", "sgd", "adamw"):
+for optimizer in ("rmsprop", "sgd", "adamw", "lars"):
     one, trained_one, scores_one, *_ = fit(tf.distribute.get_strategy(), optimizer)
     two, trained_two, scores_two, *_ = fit(mirrored, optimizer)
     start = net(False, 0.0).get_weights()
@@ -120,9 +124,9 @@ def report(root):
     return json.loads(line.removeprefix("REPORT "))
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd", "adamw", "lars"])
 def test_two_replicas_train_as_one_does(report, optimizer):
-    """12 steps with L2, smoothing, clipping, warmup and moving average."""
+    """12 steps in parts with L2, smoothing, clipping, warmup and moving average."""
     found = report[optimizer]
     # Adam divides by gradients that can be tiny, which enlarges float32's rounding.
     assert found["difference"] <= 1e-5
@@ -131,7 +135,7 @@ def test_two_replicas_train_as_one_does(report, optimizer):
     assert abs(found["trained"][2]) < 1e-5
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd", "adamw", "lars"])
 def test_two_replicas_evaluate_every_picture_once(report, optimizer):
     found = report[optimizer]
     assert found["counts"] == [359, 359]  # 16 does not divide 359

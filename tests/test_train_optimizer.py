@@ -1,184 +1,247 @@
-"""Optimizer, schedule and moving average against independent computations."""
-
-import math
+"""Optimizers against TensorFlow 1's own and closed forms, at rates that change."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_tf.config import Config, TrainConfig, override
+from efficientnet_tf.config import Config, override
 from efficientnet_tf.train import optimizer as optimizer_lib
 
-
-def _tf1_rmsprop(start, gradients, rate):
-    """Weights after each step of TensorFlow 1's optimizer, in a graph of its own."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        variable = tf.compat.v1.get_variable("w", initializer=tf.constant(start))
-        gradient = tf.compat.v1.placeholder(tf.float32, start.shape)
-        optimizer = tf.compat.v1.train.RMSPropOptimizer(rate, 0.9, 0.9, 1e-3)
-        step = optimizer.apply_gradients([(gradient, variable)])
-        session.run(tf.compat.v1.global_variables_initializer())
-        weights = []
-        for value in gradients:
-            session.run(step, {gradient: value})
-            weights.append(session.run(variable))
-    return weights
-
-
-def _our_weights(optimizer, start, gradients):
-    variable = keras.Variable(start, name="kernel")
-    optimizer.build([variable])
-    weights = []
-    for value in gradients:
-        optimizer.apply([tf.constant(value)], [variable])
-        weights.append(variable.numpy())
-    return weights
+STEPS = 30
+START = np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)
 
 
 @pytest.fixture(scope="module")
 def gradients():
     random = np.random.default_rng(1)
-    scales = 10.0 ** random.uniform(-3, 0, (30, 1))
-    return list((random.normal(size=(30, 16)) * scales).astype(np.float32))
+    scales = 10.0 ** random.uniform(-3, 0, (STEPS, 1, 1))
+    return (random.normal(size=(STEPS, 4, 4)) * scales).astype(np.float32)
 
 
-def test_rmsprop_is_tensorflow_1s(gradients):
-    start = np.linspace(-1, 1, 16, dtype=np.float32)
-    expected = _tf1_rmsprop(start, gradients, 0.01)
-    ours = optimizer_lib.RMSprop(0.01, rho=0.9, momentum=0.9, epsilon=1e-3)
-    np.testing.assert_allclose(_our_weights(ours, start, gradients), expected, atol=1e-6)
-    # The reason for the class: Keras' own is far off from the first step on.
-    keras_own = keras.optimizers.RMSprop(0.01, rho=0.9, momentum=0.9, epsilon=1e-3)
-    assert np.abs(_our_weights(keras_own, start, gradients)[0] - expected[0]).max() > 1e-3
-
-
-def test_created_rmsprop_has_the_papers_settings(gradients):
-    config = override(
-        Config(), "data.batch_size=256", "train.learning_rate=0.01", "train.schedule=constant"
-    )
-    start = np.linspace(-1, 1, 16, dtype=np.float32)
-    variable = keras.Variable(start, name="kernel")
-    optimizer = optimizer_lib.create(config, [variable], steps_per_epoch=10)
-    for value in gradients:
-        optimizer.apply([tf.constant(value)], [variable])
-    expected = _tf1_rmsprop(start, gradients, 0.01)[-1]
-    np.testing.assert_allclose(variable.numpy(), expected, atol=1e-6)
-
-
-def test_decay_in_the_update_shrinks_kernels_only():
-    config = override(
+def _config(name, *settings):
+    """A run of 30 steps of 256 pictures whose rate changes with every step."""
+    return override(
         Config(),
-        "train.optimizer=adamw",
-        "train.schedule=constant",
-        "train.learning_rate=0.5",
+        f"train.optimizer={name}",
+        "train.schedule=linear",
+        "train.learning_rate=0.05",
+        "train.epochs=1",
+        "train.min_learning_rate=0.001",
         "data.batch_size=256",
-        "train.weight_decay=0.1",
-        "train.weight_decay_in=update",
+        *settings,
     )
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
-    kernel, bias = model.trainable_variables
-    before = kernel.numpy()
-    bias.assign([1.0, 2.0, 3.0])
-    optimizer = optimizer_lib.create(config, model.trainable_variables, steps_per_epoch=10)
-    optimizer.apply([tf.zeros((4, 3)), tf.zeros(3)], model.trainable_variables)
-    np.testing.assert_allclose(kernel.numpy(), before * (1 - 0.5 * 0.1), rtol=1e-6)
-    np.testing.assert_array_equal(bias.numpy(), [1.0, 2.0, 3.0])
 
 
-def test_clipping_limits_the_length_over_all_variables():
-    config = override(
-        Config(),
-        "train.optimizer=sgd",
-        "train.momentum=0",
-        "train.schedule=constant",
-        "train.learning_rate=1",
-        "data.batch_size=256",
-        "train.clip_norm=0.5",
-    )
-    variables = [keras.Variable(np.zeros(2, np.float32), name=n) for n in ("a", "b")]
-    optimizer = optimizer_lib.create(config, variables, steps_per_epoch=10)
-    optimizer.apply([tf.constant([3.0, 0.0]), tf.constant([0.0, 4.0])], variables)
-    np.testing.assert_allclose(variables[0].numpy(), [-0.3, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(variables[1].numpy(), [0.0, -0.4], rtol=1e-6)
+RATES = np.maximum(0.05 * (1 - np.arange(STEPS) / STEPS), 0.001)
 
 
-def _rate(step, **settings):
-    config = TrainConfig(epochs=350, **settings)
-    return float(optimizer_lib.WarmupSchedule(config, 0.256, steps_per_epoch=100)(step))
+def _ours(config, gradients, start=START, name="kernel", **kwargs):
+    """Values after each step."""
+    variable = keras.Variable(start, name=name)
+    optimizer = optimizer_lib.create(config, [variable], STEPS, 1, **kwargs)
+    apply = tf.function(lambda gradient: optimizer.apply([gradient], [variable]))
+    values = []
+    for gradient in gradients:
+        apply(tf.constant(gradient))
+        values.append(variable.numpy())
+    return np.array(values)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "expected"),
-    [(0, 0.0), (2.5, 0.128), (5, 0.24087), (10, 0.22664), (100, 0.07343), (349.99, 0.00309)],
-)
-def test_exponential_schedule_has_the_papers_values(epoch, expected):
-    # 0.256 * 0.97 ** floor(epoch / 2.4), the stairs counted from step 0, a ramp of 5 epochs.
-    rate = _rate(
-        round(epoch * 100),
-        schedule="exponential",
-        warmup_epochs=5,
-        decay_epochs=2.4,
-        decay_rate=0.97,
-    )
-    assert rate == pytest.approx(expected, rel=2e-3, abs=1e-9)
-
-
-@pytest.mark.parametrize("step", [0, 123, 500, 501, 20000, 34999, 35000, 36000])
-def test_cosine_schedule_is_a_half_wave_after_the_warmup(step):
-    done = min(max((step - 500) / (35000 - 500), 0), 1)
-    expected = 0.256 * step / 500 if step < 500 else 0.256 * 0.5 * (1 + math.cos(math.pi * done))
-    assert _rate(step, schedule="cosine", warmup_epochs=5) == pytest.approx(expected, abs=1e-7)
-
-
-def test_constant_schedule_without_warmup_starts_at_the_peak():
-    assert _rate(0, schedule="constant") == pytest.approx(0.256)
-
-
-def test_moving_average_covers_statistics_and_ramps_up():
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization()]
-    )
-    covered = optimizer_lib.averaged_variables(model)
-    assert len(covered) == 6  # kernel, bias, gamma, beta, moving mean and variance
-    average = optimizer_lib.MovingAverage(model, decay=0.7)
-    expected = [v.numpy().astype(np.float64) for v in covered]
-    random = np.random.default_rng(0)
-    for step in range(1, 41):
-        for variable in covered:
-            variable.assign(random.normal(size=variable.shape))
-        average.update(tf.constant(step))
-        decay = min(0.7, (1 + step) / (10 + step))
-        expected = [
-            decay * e + (1 - decay) * v.numpy() for e, v in zip(expected, covered, strict=True)
-        ]
-    latest = [v.numpy() for v in covered]
-    average.swap()
-    for variable, value in zip(covered, expected, strict=True):
-        np.testing.assert_allclose(variable.numpy(), value, atol=1e-6)
-    average.swap()
-    for variable, value in zip(covered, latest, strict=True):
-        np.testing.assert_array_equal(variable.numpy(), value)
-
-
-def test_moving_average_equals_tensorflow_1s():
-    """`w = t` for 200 steps with decay 0.9999: mostly the ramp counts."""
-    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
-    model = keras.Sequential([keras.Input((1,)), layer])
-    average = optimizer_lib.MovingAverage(model, decay=0.9999)
+def _tensorflow_1s(make, gradients, rates=RATES, start=START):
+    """Values after each step of an optimizer of TensorFlow 1, in a graph of its own."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        variable = tf.compat.v1.get_variable("w", initializer=0.0)
-        step = tf.compat.v1.placeholder(tf.float32, ())
-        shadow = tf.compat.v1.train.ExponentialMovingAverage(0.9999, num_updates=step)
-        update = shadow.apply([variable])
+        variable = tf.compat.v1.get_variable("w", initializer=tf.constant(start))
+        gradient = tf.compat.v1.placeholder(tf.float32, start.shape)
+        rate = tf.compat.v1.placeholder(tf.float32, ())
+        step = make(rate).apply_gradients([(gradient, variable)])
         session.run(tf.compat.v1.global_variables_initializer())
-        for value in range(1, 201):
-            variable.load(float(value), session)
-            session.run(update, {step: value})
-        expected = session.run(shadow.average(variable))
-    for value in range(1, 201):
-        layer.kernel.assign([[float(value)]])
-        average.update(tf.constant(value))
-    average.swap()
-    assert float(layer.kernel.numpy()[0, 0]) == pytest.approx(float(expected), rel=1e-5)
-    assert expected > 150  # a constant decay would give about 2
+        values = []
+        for value, now in zip(gradients, rates, strict=True):
+            session.run(step, {gradient: value, rate: now})
+            values.append(session.run(variable))
+    return np.array(values)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_rmsprop_is_tensorflow_1s(gradients, momentum):
+    expected = _tensorflow_1s(
+        lambda rate: tf.compat.v1.train.RMSPropOptimizer(rate, 0.9, momentum, 1e-3), gradients
+    )
+    found = _ours(_config("rmsprop", f"train.momentum={momentum}"), gradients)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_keras_rmsprop_is_not(gradients):
+    """The reason for the class: Keras' is far off from the first step on."""
+    expected = _tensorflow_1s(
+        lambda rate: tf.compat.v1.train.RMSPropOptimizer(rate, 0.9, 0.9, 1e-3), gradients
+    )
+    variable = keras.Variable(START, name="kernel")
+    own = keras.optimizers.RMSprop(RATES[0], rho=0.9, momentum=0.9, epsilon=1e-3)
+    own.apply([tf.constant(gradients[0])], [variable])
+    assert np.abs(variable.numpy() - expected[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_is_tensorflow_1s(gradients, momentum):
+    def make(rate):
+        if momentum:
+            return tf.compat.v1.train.MomentumOptimizer(rate, momentum)
+        return tf.compat.v1.train.GradientDescentOptimizer(rate)
+
+    expected = _tensorflow_1s(make, gradients)
+    found = _ours(_config("sgd", f"train.momentum={momentum}"), gradients)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_keras_sgd_is_not_where_the_rate_changes(gradients):
+    rates = iter(RATES.astype(np.float32))
+    variable = keras.Variable(START, name="kernel")
+    own = keras.optimizers.SGD(lambda: next(rates), momentum=0.9)
+    for gradient in gradients:
+        own.apply([tf.constant(gradient)], [variable])
+    assert np.abs(variable.numpy() - _ours(_config("sgd"), gradients)[-1]).max() > 1e-3
+
+
+# A tenth of the other rates: 1 - 0.999**step costs float32 three digits of each Adam step.
+ADAM = ("train.learning_rate=0.005", "train.min_learning_rate=0.0001")
+
+
+@pytest.mark.parametrize("scale", [1, 1e-5])  # of the gradients; the small ones show epsilon
+def test_adam_is_tensorflow_1s(scale, gradients):
+    small = gradients * np.float32(scale)
+    expected = _tensorflow_1s(tf.compat.v1.train.AdamOptimizer, small, RATES / 10)
+    np.testing.assert_allclose(_ours(_config("adamw", *ADAM), small), expected, atol=1e-6)
+
+
+def _adamw(gradients, decay):
+    """Loshchilov & Hutter's Algorithm 2 as in Keras: the decay first, epsilon on the raw root."""
+    value, mean, square = (x.astype(np.float64) for x in (START, 0 * START, 0 * START))
+    values = []
+    for step, (gradient, rate) in enumerate(zip(gradients, RATES / 10, strict=True), 1):
+        value = value - rate * decay * value
+        mean = 0.9 * mean + 0.1 * gradient.astype(np.float64)
+        square = 0.999 * square + 0.001 * gradient.astype(np.float64) ** 2
+        length = rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+        value = value - length * mean / (np.sqrt(square) + 1e-8)
+        values.append(value)
+    return np.array(values)
+
+
+UPDATE = ("train.weight_decay=0.1", "train.weight_decay_in=update")
+
+
+def test_adamw_is_the_closed_form(gradients):
+    found = _ours(_config("adamw", *ADAM, *UPDATE), gradients)
+    np.testing.assert_allclose(found, _adamw(gradients, 0.1), atol=1e-6)
+
+
+def test_adamw_is_keras_own(gradients):
+    values = []
+    for make in (optimizer_lib.AdamW, keras.optimizers.AdamW):
+        variable = keras.Variable(START, name="kernel")
+        optimizer = make(0.01, weight_decay=0.1, beta_1=0.8)
+        optimizer.build([variable])
+        for gradient in gradients:
+            optimizer.apply([tf.constant(gradient)], [variable])
+        values.append(variable.numpy())
+    np.testing.assert_allclose(values[0], values[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_decay_in_the_update_shrinks_before_the_step(name, gradients):
+    """w -= rate * decay * w, then the step of the optimizer, which does not know of the decay."""
+    free = np.concatenate([START[None], _ours(_config(name), gradients)]).astype(np.float64)
+    value, expected = START.astype(np.float64), []
+    for step, rate in zip(np.diff(free, axis=0), RATES, strict=True):
+        value = value - rate * 0.1 * value + step
+        expected.append(value)
+    found = _ours(_config(name, *UPDATE), gradients)
+    np.testing.assert_allclose(found, np.array(expected), atol=1e-6)
+
+
+def _lars(gradients, decay, in_gradients, rates=RATES, start=START, adapted=True):
+    """Restates `tf.contrib.opt.LARSOptimizer`, and the decay of the paper's Algorithm 1."""
+    value, total = start.astype(np.float64), 0.0
+    values = []
+    for gradient, rate in zip(gradients.astype(np.float64), rates, strict=True):
+        weight, slope = np.linalg.norm(value), np.linalg.norm(gradient)
+        if adapted and weight > 0 and slope > 0:
+            rate = rate * 0.001 * weight / (slope + decay * weight)
+        if not in_gradients:
+            gradient = gradient + decay * value
+        total = 0.9 * total + gradient
+        value = value - rate * total
+        values.append(value)
+    return np.array(values)
+
+
+@pytest.mark.parametrize("where", ["loss", "update"])
+def test_lars_is_the_closed_form(where, gradients):
+    settings = ("train.weight_decay=0.1", f"train.weight_decay_in={where}")
+    found = _ours(_config("lars", "train.learning_rate=20", *settings), gradients)
+    rates = np.maximum(RATES * 400, 0.001)
+    expected = _lars(gradients, 0.1, where == "loss", rates)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found[-1] - START).max() > 0.05
+    other = _lars(gradients, 0.1, where != "loss", rates)
+    assert np.abs(other - expected).max() > 1e-3  # the two differ
+
+
+def test_first_step_of_lars_is_the_papers_algorithm_1(gradients):
+    found = _ours(_config("lars", "train.learning_rate=20", *UPDATE), gradients)[0]
+    gradient = gradients[0]
+    local = 0.001 * np.linalg.norm(START)
+    local /= np.linalg.norm(gradient) + 0.1 * np.linalg.norm(START)
+    np.testing.assert_allclose(
+        found, START - 20 * local * (gradient + 0.1 * START), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["bias", "gamma", "beta"])
+def test_lars_skips_biases_and_normalization(name, gradients):
+    found = _ours(_config("lars", *UPDATE), gradients, name=name)
+    np.testing.assert_allclose(found, _lars(gradients, 0.0, True, adapted=False), atol=1e-6)
+
+
+def test_lars_decays_biases_where_asked(gradients):
+    config = _config("lars", *UPDATE, "train.weight_decay_on=all_but_norm")
+    found = _ours(config, gradients, name="bias")
+    np.testing.assert_allclose(found, _lars(gradients, 0.1, False, adapted=False), atol=1e-6)
+
+
+def test_lars_takes_the_plain_rate_where_a_length_is_zero(gradients):
+    zero = np.zeros_like(START)
+    found = _ours(_config("lars", *UPDATE), gradients, start=zero)
+    np.testing.assert_allclose(found, _lars(gradients, 0.1, False, start=zero), atol=1e-6)
+    np.testing.assert_allclose(found[0], -0.05 * gradients[0], rtol=1e-5)
+    # No gradient in the first steps: neither nan nor a step.
+    some = gradients * (np.arange(STEPS) >= 5)[:, None, None]
+    found = _ours(_config("lars"), some)
+    np.testing.assert_array_equal(found[4], START)
+    np.testing.assert_allclose(found, _lars(some, 0.0, True), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [64, 2048])
+def test_rate_scales_with_the_batch(batch_size, gradients):
+    found = _ours(_config("sgd", "train.momentum=0", f"data.batch_size={batch_size}"), gradients)
+    np.testing.assert_allclose(
+        found[0], START - 0.05 * batch_size / 256 * gradients[0], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw", "lars"])
+def test_multipliers_scale_a_variables_rate_and_its_decay(name, gradients):
+    """The same as a learning rate, and a floor, that are a tenth."""
+    tenth = ("train.learning_rate=0.005", "train.min_learning_rate=0.0001")
+    expected = _ours(_config(name, *UPDATE, *tenth), gradients)
+    found = _ours(_config(name, *UPDATE), gradients, multipliers={"kernel": 0.1})
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    if name == "adamw":
+        np.testing.assert_allclose(found, _adamw(gradients, 0.1), atol=1e-6)
+    if name == "lars":
+        np.testing.assert_allclose(found, _lars(gradients, 0.1, False, RATES * 0.1), atol=1e-6)
+    untouched = _ours(_config(name, *UPDATE), gradients, multipliers={"other/kernel": 0.1})
+    np.testing.assert_array_equal(untouched, _ours(_config(name, *UPDATE), gradients))
+    assert np.abs(untouched - found).max() > 1e-4

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tarfile
 
+import h5py
+import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
@@ -49,6 +51,8 @@ def test_two_epochs_leave_everything(train, root, tmp_path):
         "best.keras",
         "best.weights.h5",
         "curves.png",
+        "summary.html",
+        "best-raw.weights.h5",
         "labels.txt",
         "preprocessing.json",
         "export/saved_model/1/saved_model.pb",
@@ -77,6 +81,25 @@ def test_two_epochs_leave_everything(train, root, tmp_path):
     before = (tmp_path / "run/best.keras").read_bytes()
     assert "holds a run already" in train("--workdir=run", fails=True)
     assert (tmp_path / "run/best.keras").read_bytes() == before
+
+
+def test_two_deterministic_runs_have_the_same_weights(train, tmp_path):
+    """Through crop, RandAugment, mixup, cutmix, dropout, two stages and the moving average."""
+    weights = []
+    for name in ("one", "two"):
+        train("--recipe=smoke", "--set=train.deterministic=true", f"--workdir={name}")
+        with h5py.File(tmp_path / name / "best.weights.h5") as file:
+            found = {}
+            file.visititems(
+                lambda path, item, found=found: (
+                    found.update({path: item[()]}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+        weights.append(found)
+    assert set(weights[0]) == set(weights[1])
+    for path, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][path])
+    assert len(weights[0]) > 20
 
 
 def test_an_interrupted_run_keeps_its_best_model_and_says_where(root, tmp_path):
@@ -136,10 +159,13 @@ def test_class_folders_train(train, shared_dir, tmp_path):
     [
         (["--set=data.batch_sise=1"], "No setting 'data.batch_sise'. Did you mean 'batch_size'?"),
         (["--data=folder:nowhere"], "there is no folder 'nowhere'"),
+        (["--augment=rand"], """data.augment='rand'"""),
         (["--tpu", "--strategy=cpu"], "--tpu contradicts --strategy=cpu"),
         (["--tpu", "--tpu_name=local"], "No TPU was found"),
         (["--data=tfds:beatles", "--data_dir=tfds"], "has no data set 'beatles'"),
         (["digits"], "Flags start with --. Received: 'digits'"),
+        (["--recipe=digit"], "Did you mean 'digits'?"),
+        (["--data=npz:nowhere.npz"], "nowhere.npz"),
     ],
 )
 def test_mistakes_are_explained(train, tmp_path, flags, message):

@@ -30,9 +30,12 @@ class _Servable(tf.Module):
             features = tf.cast(trunk(images, training=False), tf.float32)
             return tf.matmul(features, head.kernel.value) + head.bias.value
 
+        sigmoid = head.activation is keras.activations.sigmoid
+        probabilities = tf.sigmoid if sigmoid else tf.nn.softmax
+
         @tf.function(input_signature=signature)
         def serving_default(images):
-            return {"probabilities": tf.nn.softmax(logits(images))}
+            return {"probabilities": probabilities(logits(images))}
 
         @tf.function(input_signature=signature)
         def serving_logits(images):
@@ -49,8 +52,9 @@ def write(model: keras.Model, path: str | os.PathLike, class_names: Sequence[str
     classes). The class names, one per line, are the asset `labels.txt`.
 
     Args:
-        model: ends in a dense layer with softmax (or none, for a model that gives logits); with
-            its preprocessing inside. Mixed precision is allowed.
+        model: ends in a dense layer with softmax, sigmoid (each class on its own) or no activation
+            (logits, whose softmax is served); with its preprocessing inside. Mixed precision is
+            allowed.
         path: folder that does not exist yet; for TensorFlow Serving its name is a version number.
         class_names: in the order of the outputs; none are written when empty.
 
@@ -91,7 +95,7 @@ def write(model: keras.Model, path: str | os.PathLike, class_names: Sequence[str
 
 
 def classifier(model: keras.Model) -> keras.layers.Dense:
-    """Returns a model's last layer, which must be dense with softmax or no activation.
+    """Returns a model's last layer, which must be dense with softmax, sigmoid or no activation.
 
     Raises:
         ValueError: it is something else.
@@ -99,10 +103,11 @@ def classifier(model: keras.Model) -> keras.layers.Dense:
     head = model.layers[-1]
     if isinstance(head, keras.layers.Dense) and head.activation in (
         keras.activations.softmax,
+        keras.activations.sigmoid,
         keras.activations.linear,
     ):
         return head
     raise ValueError(
-        "The model must end in a dense layer with softmax or no activation. Received:"
+        "The model must end in a dense layer with softmax, sigmoid or no activation. Received:"
         f" {type(head).__name__} {head.name!r}"
     )

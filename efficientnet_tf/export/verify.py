@@ -55,7 +55,8 @@ def compare(
         name: of the artefact, for messages.
         answer: the artefact: images to its outputs by name, "probabilities" among them.
         expected: the model, with every output that the artefact has.
-        batches: of (images float32 (batch, height, width, 3) in [0, 255], labels int (batch,)).
+        batches: of (images float32 (batch, height, width, 3) in [0, 255], labels int (batch,), or
+            (batch, classes) of zeros and ones where pictures have several).
         tolerance: largest difference allowed, as a share of the spread.
 
     Returns:
@@ -83,8 +84,8 @@ def compare(
             high[key] = max(high.get(key, -math.inf), float(want[key].max()))
         classes, expected_classes = (outputs["probabilities"].argmax(-1) for outputs in (got, want))
         count += len(labels)
-        hits += int((classes == labels).sum())
-        expected_hits += int((expected_classes == labels).sum())
+        hits += _hits(classes, labels)
+        expected_hits += _hits(expected_classes, labels)
         agreements += int((classes == expected_classes).sum())
     if not count:
         raise ValueError(f"{name}: there are no pictures to compare on.")
@@ -107,11 +108,17 @@ def compare(
     return report
 
 
+def _hits(classes: np.ndarray, labels: np.ndarray) -> int:
+    if labels.ndim == 2:
+        return int(labels[np.arange(len(classes)), classes].sum())
+    return int((classes == labels).sum())
+
+
 def keras_answers(model: keras.Model) -> Answer:
     """The model's own answers: "probabilities" and "logits".
 
     Args:
-        model: ends in a dense layer with softmax.
+        model: ends in a dense layer with softmax or sigmoid.
     """
     head = classifier(model)
     both = keras.Model(model.inputs, {"features": head.input, "probabilities": model.output})

@@ -8,12 +8,15 @@ gradients are summed over replicas, so that the number of replicas does not chan
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import keras
 import tensorflow as tf
 
+from efficientnet_tf.config import TrainConfig
+from efficientnet_tf.train import average as average_lib
 from efficientnet_tf.train import optimizer as optimizer_lib
-from efficientnet_tf.train.optimizer import MovingAverage
+from efficientnet_tf.train.average import MovingAverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +24,15 @@ class Scores:
     """What a model reaches on some pictures.
 
     Attributes:
-        loss: mean cross-entropy, nats, without label smoothing and weight decay.
-        accuracy: share of pictures whose most likely class is right.
+        loss: mean loss, nats, without label smoothing and weight decay.
+        accuracy: share of pictures whose most likely class is right (one of the right ones).
+        top5: share of pictures with a right class among the five most likely ones.
         count: pictures.
     """
 
     loss: float
     accuracy: float
+    top5: float
     count: int
 
 
@@ -56,14 +61,27 @@ class Trainee(tf.Module):
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
             )
-            for name in ("loss", "correct", "weight")
+            for name in ("loss", "correct", "top5", "weight")
         }
 
-    def add(self, loss: tf.Tensor, correct: tf.Tensor, weight: tf.Tensor) -> None:
-        """Adds the sums of one batch; call it in the replica context."""
-        self.sums["loss"].assign_add(loss)
-        self.sums["correct"].assign_add(correct)
-        self.sums["weight"].assign_add(weight)
+    def add(self, losses: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor, weights) -> None:
+        """Adds a batch to the sums; call it in the replica context.
+
+        Args:
+            losses: float32 (batch,).
+            logits: float32 (batch, classes).
+            targets: float32 (batch, classes); the largest are the right classes.
+            weights: float32 (batch,), 0 for pictures that do not count.
+        """
+        largest = tf.reduce_max(targets, -1, keepdims=True)
+        right = tf.cast((targets >= largest) & (targets > 0), tf.float32)
+        _, best = tf.math.top_k(logits, min(5, logits.shape[-1]))
+        hits = tf.gather(right, best, batch_dims=1)  # (batch, 5), the most likely class first
+        # where, not only times weights: pictures that do not count must not bring in a nan.
+        self.sums["loss"].assign_add(tf.reduce_sum(tf.where(weights > 0, losses * weights, 0.0)))
+        self.sums["correct"].assign_add(tf.reduce_sum(hits[:, 0] * weights))
+        self.sums["top5"].assign_add(tf.reduce_sum(tf.reduce_max(hits, -1) * weights))
+        self.sums["weight"].assign_add(tf.reduce_sum(weights))
 
     def mean_loss(self) -> float:
         """Mean loss of what was added since the last `scores`, over all replicas."""
@@ -73,62 +91,110 @@ class Trainee(tf.Module):
 
     def scores(self) -> Scores:
         """Means of what was added since the last call, over all replicas; starts anew."""
-        loss, correct, weight = (float(v.read_value()) for v in self.sums.values())
+        loss, correct, top5, weight = (float(v.read_value()) for v in self.sums.values())
         for variable in self.sums.values():
             variable.assign(0.0)
         divisor = max(weight, 1.0)
-        return Scores(loss / divisor, correct / divisor, int(weight))
+        return Scores(loss / divisor, correct / divisor, top5 / divisor, int(weight))
+
+
+def losses(
+    targets: tf.Tensor,
+    logits: tf.Tensor,
+    kind: Literal["softmax", "sigmoid"],
+    label_smoothing: float = 0.0,
+) -> tf.Tensor:
+    """Loss of each picture.
+
+    "softmax" is the cross-entropy with the targets' distribution: several right classes share the
+    weight equally, as in V2 `main.py`. "sigmoid" adds the classes' binary cross-entropies, as in
+    V2's `custom` loss, with which the released ImageNet-21k weights were trained.
+
+    Args:
+        targets: float32 (batch, classes).
+        logits: float32 (batch, classes).
+        kind: of the loss.
+        label_smoothing: share of each label that is spread over all classes; "softmax" only.
+
+    Returns:
+        float32 (batch,), nats.
+    """
+    if kind == "sigmoid":
+        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits), -1)
+    targets = tf.math.divide_no_nan(targets, tf.reduce_sum(targets, -1, keepdims=True))
+    if label_smoothing:
+        targets = targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
 
 def training_steps(
     strategy: tf.distribute.Strategy,
     trainee: Trainee,
     batch_size: int,
-    *,
-    label_smoothing: float = 0.0,
-    loss_decay: float = 0.0,
+    config: TrainConfig,
 ) -> Callable[[Iterator, tf.Tensor], None]:
-    """Compiles training.
+    """Compiles training of the variables that are trainable now, at the present dropout rates.
+
+    Compile anew for another picture size, other rates or other layers that learn: each function has
+    one static trace, and everything that is learnt is in the trainee.
 
     Args:
         strategy: that the trainee was made under.
         trainee: is changed by every step.
         batch_size: over all replicas.
-        label_smoothing: share of each label that is spread over all classes.
-        loss_decay: added to the loss times sum(kernel**2) / 2, over all kernels.
+        config: `loss`, `label_smoothing`, the weight decay in the loss, and `accumulate` are used.
 
     Returns:
-        A function of (iterator of (images, one-hot labels), number of steps as a tensor) that takes
-        the steps in one call.
+        A function of (iterator of (images, targets), number of steps as a tensor) that takes the
+        steps in one call.
     """
     model, optimizer, average = trainee.model, trainee.optimizer, trainee.average
-    cross_entropy = keras.losses.CategoricalCrossentropy(
-        from_logits=True, label_smoothing=label_smoothing, reduction="none"
-    )
-    kernels = [v for v in model.trainable_variables if optimizer_lib.is_kernel(v)]
+    variables = model.trainable_variables
     replicas = strategy.num_replicas_in_sync
+    decay = config.weight_decay if config.weight_decay_in == "loss" else 0.0
 
-    def replica_step(images, labels):
+    def gradients_of(images, targets):
         with tf.GradientTape() as tape:
             logits = tf.cast(model(images, training=True), tf.float32)
-            losses = cross_entropy(labels, logits)
-            loss = tf.reduce_sum(losses) / batch_size
-            if loss_decay:
-                # Gradients are summed over replicas, hence the division.
-                norms = tf.add_n([tf.nn.l2_loss(kernel.value) for kernel in kernels])
-                loss += loss_decay / replicas * norms
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-        optimizer.apply(gradients, model.trainable_variables)
+            each = losses(targets, logits, config.loss, config.label_smoothing)
+            loss = tf.reduce_sum(each) / batch_size
+        # Reported without label smoothing, to compare with the validation loss.
+        reported = losses(targets, logits, config.loss)
+        trainee.add(reported, logits, targets, tf.ones_like(reported))
+        return tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
+
+    def accumulated(images, targets):
+        """Sums the gradients of parts of the batch, one part after the other."""
+        # Parts are rows of a tensor: XLA, and so TPUs, cannot slice between bounds that vary.
+        images, targets = (
+            tf.reshape(batch, (config.accumulate, -1, *batch.shape[1:]))
+            for batch in (images, targets)
+        )
+
+        def add(part, sums):
+            found = gradients_of(images[part], targets[part])
+            return part + 1, [total + gradient for total, gradient in zip(sums, found, strict=True)]
+
+        zeros = [tf.zeros(v.shape, v.dtype) for v in variables]
+        _, sums = tf.while_loop(
+            lambda part, sums: part < config.accumulate, add, (0, zeros), parallel_iterations=1
+        )
+        return sums
+
+    def replica_step(images, targets):
+        compute = accumulated if config.accumulate > 1 else gradients_of
+        gradients = compute(images, targets)
+        if decay:
+            # The gradient of decay * sum(value**2) / 2; summed over replicas, hence the division.
+            gradients = [
+                gradient + (decay / replicas) * variable.value
+                if optimizer_lib.decayed(variable, config.weight_decay_on)
+                else gradient
+                for gradient, variable in zip(gradients, variables, strict=True)
+            ]
+        optimizer.apply(gradients, variables)
         if average is not None:
             average.update(optimizer.iterations.value)
-        hits = tf.argmax(logits, -1) == tf.argmax(labels, -1)
-        # Reported without label smoothing, to compare with the validation loss.
-        reported = tf.nn.softmax_cross_entropy_with_logits(labels, logits)
-        trainee.add(
-            tf.reduce_sum(reported),
-            tf.reduce_sum(tf.cast(hits, tf.float32)),
-            tf.cast(tf.shape(losses)[0], tf.float32),
-        )
 
     @tf.function
     def steps(iterator, count):
@@ -139,13 +205,16 @@ def training_steps(
 
 
 def evaluator(
-    strategy: tf.distribute.Strategy, trainee: Trainee
+    strategy: tf.distribute.Strategy,
+    trainee: Trainee,
+    loss: Literal["softmax", "sigmoid"] = "softmax",
 ) -> Callable[[Iterator, int], Scores]:
     """Compiles evaluation.
 
     Args:
         strategy: that the trainee was made under.
         trainee: its model is scored as it is.
+        loss: kind of the loss.
 
     Returns:
         A function of (iterator of (images, labels, weights), number of steps) that returns scores.
@@ -155,14 +224,9 @@ def evaluator(
 
     def replica_step(images, labels, weights):
         logits = tf.cast(trainee.model(images, training=False), tf.float32)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        hits = tf.cast(tf.argmax(logits, -1) == labels, tf.float32)
-        # where, not only times weights: filling must not bring in a nan.
-        trainee.add(
-            tf.reduce_sum(tf.where(weights > 0, losses, 0.0)),
-            tf.reduce_sum(hits * weights),
-            tf.reduce_sum(weights),
-        )
+        several = labels.shape.rank == 2
+        targets = labels if several else tf.one_hot(labels, logits.shape[-1])
+        trainee.add(losses(targets, logits, loss), logits, targets, weights)
 
     @tf.function
     def steps(iterator, count):
@@ -189,7 +253,7 @@ def statistics_averager(strategy: tf.distribute.Strategy, model: keras.Model) ->
     Every replica normalises with its own batch and keeps its own statistics; Keras would save the
     first one's.
     """
-    variables = [v.value for v in optimizer_lib.moving_statistics(model)]
+    variables = [v.value for v in average_lib.moving_statistics(model)]
     if strategy.num_replicas_in_sync == 1 or not variables:
         return lambda: None
 

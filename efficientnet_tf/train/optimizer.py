@@ -1,16 +1,58 @@
-"""The papers' optimizer and its companions: RMSprop as in TensorFlow 1, schedules, averages."""
+"""The papers' optimizers, equal to TensorFlow 1's, and which variables weight decay shrinks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import keras
 import tensorflow as tf
 
-from efficientnet_tf.config import Config, TrainConfig
+from efficientnet_tf.config import Config
+from efficientnet_tf.train.schedule import WarmupSchedule
+
+_TRUST = 1e-3  # eta of LARS, in the paper and in TensorFlow 1
 
 
-class _ClipAfterReduce:
-    """Clips the gradients' sum over all replicas; Keras clips each replica's part on its own."""
+class _PerVariable:
+    """What Keras' optimizers lack: rates per variable, and clipping that minds the replicas.
+
+    Args:
+        *args: of the Keras optimizer.
+        multipliers: factors of the learning rate by `variable.path`; 1 for those not named.
+        **kwargs: of the Keras optimizer. Gradients are clipped after they were summed over the
+            replicas; Keras clips each replica's part on its own.
+    """
+
+    _decoupled = True  # whether `weight_decay` shrinks the variables themselves
+    _factors: tuple[float, ...] = ()
+
+    def __init__(self, *args, multipliers: Mapping[str, float] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        for path, factor in (multipliers or {}).items():
+            if not (math.isfinite(factor) and factor >= 0):
+                raise ValueError(
+                    f"multipliers must be finite and >= 0. Received: {factor} for {path!r}"
+                )
+        self._multipliers = tuple((multipliers or {}).items())
+
+    def build(self, variables):
+        """Makes the slots of the variables."""
+        super().build(variables)
+        multipliers = dict(self._multipliers)
+        self._factors = tuple(float(multipliers.get(v.path, 1.0)) for v in variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Takes a step at the variable's own learning rate, which also scales its decay."""
+        rate = tf.cast(learning_rate, variable.dtype)
+        factor = self._factors[self._get_variable_index(variable)]
+        if factor != 1:
+            rate *= factor
+        if self._decoupled and self.weight_decay and self._use_weight_decay(variable):
+            variable.assign_sub(variable * (rate * self.weight_decay))
+        super().update_step(gradient, variable, rate)
+
+    def _apply_weight_decay(self, variables):
+        """Nothing: `update_step` does it, as Keras knows one learning rate only."""
 
     def _clip_gradients(self, grads):
         return grads
@@ -18,10 +60,12 @@ class _ClipAfterReduce:
     def _all_reduce_sum_gradients(self, grads_and_vars):
         pairs = super()._all_reduce_sum_gradients(grads_and_vars)
         grads = super()._clip_gradients([grad for grad, _ in pairs])
+        if self.clipnorm and self.global_clipnorm:  # Keras does the first alone
+            grads, _ = tf.clip_by_global_norm(grads, self.global_clipnorm)
         return list(zip(grads, [var for _, var in pairs], strict=True))
 
 
-class RMSprop(_ClipAfterReduce, keras.optimizers.RMSprop):
+class RMSprop(_PerVariable, keras.optimizers.RMSprop):
     """RMSprop of TensorFlow 1 (`tf.compat.v1.train.RMSPropOptimizer`), which the papers use.
 
     It differs from Keras' in one point: the mean square starts at 1, not at 0. With 0 the first
@@ -29,7 +73,8 @@ class RMSprop(_ClipAfterReduce, keras.optimizers.RMSprop):
 
     Args:
         learning_rate: number or schedule.
-        **kwargs: of `keras.optimizers.RMSprop`.
+        **kwargs: of `keras.optimizers.RMSprop`, and `multipliers`: factors of the learning rate
+            by `variable.path`.
     """
 
     def __init__(self, learning_rate=0.016, **kwargs):
@@ -42,126 +87,190 @@ class RMSprop(_ClipAfterReduce, keras.optimizers.RMSprop):
         return super().add_optimizer_variables(trainable_variables, name, initializer)
 
 
-class SGD(_ClipAfterReduce, keras.optimizers.SGD):
-    """Stochastic gradient descent with momentum, clipping after the replicas' reduction."""
+class _Momentum(keras.optimizers.SGD):
+    """Momentum of TensorFlow 1: the rate multiplies the sum of gradients, not its terms."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Takes a step."""
+        if self.momentum:
+            total = self.momentums[self._get_variable_index(variable)]
+            total.assign(total * self.momentum + gradient)
+            gradient = total
+        self.assign_sub(variable, learning_rate * gradient)
 
 
-class AdamW(_ClipAfterReduce, keras.optimizers.Adam):
-    """Adam with decay of the kernels themselves, clipping after the replicas' reduction."""
+class SGD(_PerVariable, _Momentum):
+    """Gradient descent of TensorFlow 1 (`tf.compat.v1.train.MomentumOptimizer`).
 
-
-class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises from zero, then follows a decay counted from step 0.
-
-    As in the papers' code the decay's clock does not wait for the warmup, except for "cosine",
-    whose half wave spans the steps after it.
+    It differs from Keras' where the learning rate changes: momentum m sums gradients,
+    s = m * s + g, and the step is rate * s; Keras sums rate * g.
 
     Args:
-        config: `schedule`, `warmup_epochs`, `decay_epochs`, `decay_rate` and `epochs` are used.
-        peak: highest learning rate.
-        steps_per_epoch: steps.
+        learning_rate: number or schedule.
+        **kwargs: of `keras.optimizers.SGD` but `nesterov`, and `multipliers`: factors of the
+            learning rate by `variable.path`.
     """
 
-    def __init__(self, config: TrainConfig, peak: float, steps_per_epoch: int):
-        self.config, self.peak, self.steps_per_epoch = config, peak, steps_per_epoch
+    def __init__(self, learning_rate=0.01, **kwargs):
+        _refuse_nesterov(kwargs)
+        super().__init__(learning_rate, **kwargs)
 
-    def __call__(self, step):
-        """Learning rate of a step, counted from 0: float32 scalar."""
-        config = self.config
-        step = tf.cast(step, tf.float32)
-        warmup = config.warmup_epochs * self.steps_per_epoch
-        total = config.epochs * self.steps_per_epoch
-        rate = tf.constant(self.peak, tf.float32)
-        if config.schedule == "cosine":
-            progress = tf.clip_by_value((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
-            rate *= 0.5 * (1 + tf.cos(math.pi * progress))
-        elif config.schedule == "exponential":
-            stairs = tf.floor(step / (config.decay_epochs * self.steps_per_epoch))
-            rate *= config.decay_rate**stairs
-        if warmup:
-            # The ramp is the peak's, not the decayed rate's, as in V1 `utils.py`.
-            rate = tf.where(step < warmup, self.peak * step / warmup, rate)
-        return rate
 
-    def get_config(self):
-        """Refuses: the schedule is made from the run's config.json, not from a saved optimizer."""
-        raise NotImplementedError("Make the schedule from the run's configuration (config.json).")
+class _Adam(keras.optimizers.Adam):
+    """Adam that corrects the moments of each variable for the steps that this variable took.
+
+    Keras counts the optimizer's steps: what begins to learn late, after the classifier, would take
+    first steps several times too long.
+    """
+
+    def build(self, variables):
+        """Makes the slots of the variables."""
+        if not self.built:
+            super().build(variables)
+            self._steps = [
+                self.add_variable((), "zeros", "float32", name="steps") for _ in variables
+            ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Takes a step."""
+        steps = self._steps[self._get_variable_index(variable)]
+        self.assign_add(steps, 1.0)
+        # The second is what Keras multiplies by; both are the same where nothing began late.
+        factor = self._correction(steps) / self._correction(self.iterations + 1)
+        super().update_step(gradient, variable, learning_rate * factor)
+
+    def _correction(self, steps):
+        steps = keras.ops.cast(steps, "float32")
+        return tf.sqrt(1 - self.beta_2**steps) / (1 - self.beta_1**steps)
+
+
+class AdamW(_PerVariable, _Adam):
+    """Adam (`tf.compat.v1.train.AdamOptimizer`) with decay of the variables themselves.
+
+    Equal to `keras.optimizers.AdamW` but that decay may be left out, and that a variable which
+    begins to learn late starts as it would have at the first step.
+
+    Args:
+        learning_rate: number or schedule.
+        **kwargs: of `keras.optimizers.Adam`, and `multipliers`: factors of the learning rate by
+            `variable.path`.
+    """
+
+    def __init__(self, learning_rate=0.001, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+
+
+class _Layerwise(_Momentum):
+    """Momentum whose rate is in proportion to each kernel's length over its gradient's."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Takes a step."""
+        decay = (self.weight_decay or 0.0) * self._use_weight_decay(variable)
+        if self._adapted[self._get_variable_index(variable)]:
+            weight, slope = tf.norm(variable), tf.norm(gradient)
+            ratio = tf.math.divide_no_nan(_TRUST * weight, slope + decay * weight)
+            learning_rate *= tf.where((weight > 0) & (slope > 0), ratio, 1.0)
+        if decay and not self._decay_in_gradients:
+            gradient += decay * variable
+        super().update_step(gradient, variable, learning_rate)
+
+
+class LARS(_PerVariable, _Layerwise):
+    """Layer-wise adaptive rate scaling for batches of thousands (arXiv:1708.03888).
+
+    As TensorFlow 1's (`tf.contrib.opt.LARSOptimizer`), which the V1 code uses: a kernel w with
+    gradient g learns at rate * 0.001 * |w| / (|g| + weight_decay * |w|), or at the plain rate where
+    either length is 0; biases and batch normalization learn at the plain rate. That multiplies the
+    sum of gradients, as in `SGD`; the paper's Algorithm 1 has it inside the sum.
+
+    Args:
+        learning_rate: number or schedule.
+        decay_in_gradients: True where the loss has the decay, so that gradients contain it already
+            (V1); False to add weight_decay * w to them here (the paper's Algorithm 1).
+        **kwargs: of `keras.optimizers.SGD` but `nesterov`, and `multipliers`: factors of the
+            learning rate by `variable.path`.
+    """
+
+    _decoupled = False
+
+    def __init__(self, learning_rate=0.1, *, decay_in_gradients: bool = False, **kwargs):
+        _refuse_nesterov(kwargs)
+        super().__init__(learning_rate, **kwargs)
+        self._decay_in_gradients = decay_in_gradients
+
+    def build(self, variables):
+        """Makes the slots of the variables."""
+        super().build(variables)
+        self._adapted = tuple(decayed(v, "kernels") for v in variables)
 
 
 def create(
-    config: Config, variables: Sequence[keras.Variable], steps_per_epoch: int
+    config: Config,
+    variables: Sequence[keras.Variable],
+    steps_per_epoch: int,
+    epochs: int,
+    *,
+    multipliers: Mapping[str, float] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Makes the optimizer with its slots. Call it in the strategy's scope.
 
     Args:
         config: of the run.
-        variables: trainable variables of the model.
+        variables: of the model, all that will ever learn.
         steps_per_epoch: for the schedule.
+        epochs: that the run has, which may be more than `config.train.epochs`.
+        multipliers: factors of the learning rate by `variable.path`; 1 for those not named. Decay
+            in the update is scaled with the rate. Paths of other variables have no effect.
 
     Returns:
-        A built optimizer.
+        A built optimizer. Its `apply` takes the replica's part of the gradients, of all variables
+        or of some.
+
+    Raises:
+        ValueError: a multiplier is negative or not finite, or `min_learning_rate` is above the
+            highest rate.
     """
     train = config.train
-    rate = WarmupSchedule(train, config.scaled_learning_rate, steps_per_epoch)
-    common = {"global_clipnorm": train.clip_norm or None}
-    if train.weight_decay and train.weight_decay_in == "update":
-        common["weight_decay"] = train.weight_decay
+    schedule = WarmupSchedule(train, config.scaled_learning_rate, steps_per_epoch, epochs)
+    in_update = train.weight_decay_in == "update"
+    decay = train.weight_decay or None
+    kwargs = {"weight_decay": decay if in_update else None, "multipliers": multipliers}
+    momentum = float(train.momentum)
     if train.optimizer == "rmsprop":
         # rho and epsilon of V1 `main.py` and V2 `hparams.py`.
-        optimizer = RMSprop(rate, rho=0.9, momentum=train.momentum, epsilon=1e-3, **common)
+        optimizer = RMSprop(schedule, rho=0.9, momentum=momentum, epsilon=1e-3, **kwargs)
     elif train.optimizer == "sgd":
-        optimizer = SGD(rate, momentum=train.momentum, **common)
+        optimizer = SGD(schedule, momentum=momentum, **kwargs)
+    elif train.optimizer == "lars":
+        kwargs["weight_decay"] = decay  # its share of the rate, wherever it is added
+        optimizer = LARS(schedule, momentum=momentum, decay_in_gradients=not in_update, **kwargs)
     else:
-        optimizer = AdamW(rate, **common)
-    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not is_kernel(v)])
+        optimizer = AdamW(schedule, epsilon=1e-8, **kwargs)  # TensorFlow 1's; Keras has 1e-7
+    # Set afterwards, because Keras' constructors take only one of them.
+    if train.clip_norm and train.clip in ("variable", "both"):
+        optimizer.clipnorm = train.clip_norm
+    if train.clip_norm and train.clip in ("global", "both"):
+        optimizer.global_clipnorm = train.clip_norm
+    optimizer.exclude_from_weight_decay(
+        var_list=[v for v in variables if not decayed(v, train.weight_decay_on)]
+    )
     optimizer.build(list(variables))
     return optimizer
 
 
-def is_kernel(variable: keras.Variable) -> bool:
-    """Whether weight decay applies: kernels, also depthwise ones, but no bias, gamma or beta."""
-    return variable.path.endswith("kernel")
-
-
-class MovingAverage(tf.Module):
-    """Moving average of a model's weights and batch statistics, for evaluation.
-
-    As `tf.compat.v1.train.ExponentialMovingAverage(decay, num_updates=step)`: early on the decay is
-    (1 + step) / (10 + step), so that the first weights are soon forgotten. Keras' own average
-    leaves the batch statistics out. Make it in the strategy's scope.
+def decayed(variable: keras.Variable, on: Literal["kernels", "all_but_norm"]) -> bool:
+    """Whether weight decay applies to a trainable variable.
 
     Args:
-        model: whose variables are averaged; they are the start.
-        decay: of the average, in [0, 1).
+        variable: of a model.
+        on: "kernels" for all but biases and normalization's parameters (V2 `main.py`; depthwise
+            kernels are decayed), "all_but_norm" for all but normalization's (V1 `main.py`: the
+            biases of squeeze-and-excitation and of the classifier are decayed).
     """
-
-    def __init__(self, model: keras.Model, decay: float):
-        super().__init__(name="moving_average")
-        self.decay = decay
-        self._sources = [v.value for v in averaged_variables(model)]
-        self._averages = [tf.Variable(v, trainable=False) for v in self._sources]
-
-    def update(self, step: tf.Tensor) -> None:
-        """Moves the average; call it in the replica context after each step (from 1)."""
-        step = tf.cast(step, tf.float32)
-        rate = 1 - tf.minimum(self.decay, (1 + step) / (10 + step))
-        for average, source in zip(self._averages, self._sources, strict=True):
-            average.assign_sub(rate * (average - source))
-
-    def swap(self) -> None:
-        """Exchanges the model's values and the average; call it in the replica context."""
-        for average, source in zip(self._averages, self._sources, strict=True):
-            value = tf.identity(average)
-            average.assign(source)
-            source.assign(value)
+    excluded = {"kernels": ("bias", "gamma", "beta"), "all_but_norm": ("gamma", "beta")}[on]
+    return variable.path.rpartition("/")[2] not in excluded
 
 
-def averaged_variables(model: keras.Model) -> list[keras.Variable]:
-    """Variables that a moving average covers: trained ones and batch statistics."""
-    return [*model.trainable_variables, *moving_statistics(model)]
-
-
-def moving_statistics(model: keras.Model) -> list[keras.Variable]:
-    """Batch normalization's moving mean and variance of every layer."""
-    names = ("moving_mean", "moving_variance")
-    return [v for v in model.non_trainable_variables if v.path.endswith(names)]
+def _refuse_nesterov(kwargs: Mapping[str, object]) -> None:
+    if kwargs.get("nesterov"):
+        raise ValueError("nesterov=True is not supported. Use keras.optimizers.SGD for it.")

@@ -1,81 +1,170 @@
-"""What a run shows and leaves behind: progress line, metrics files, curves."""
+"""What a run shows and leaves behind: progress line, metrics files, TensorBoard, curves."""
 
 import csv
 import json
+import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from efficientnet_tf.page.run import boundaries
 
 METRICS = ("metrics.jsonl", "metrics.csv")
+CURVES = "curves.png"
 _BAR = 24  # characters
-_MOST_OFTEN = 0.1  # seconds between two drawings
+_MOST_OFTEN = 0.1  # seconds between two drawings on a terminal
+_LOG_EVERY = 60.0  # seconds between two lines in a file
+_SHOWN = ("train_loss", "validation_loss", "validation_accuracy", "ema_accuracy")
 
 
 class Progress:
-    """One line that shows how far an epoch is, redrawn on terminals and printed once elsewhere.
+    """One line that shows how far an epoch is: redrawn on terminals, one a minute elsewhere.
 
     Args:
-        label: e.g. "epoch 3/30".
+        label: e.g. "epoch 3/30, stage 2/4, 185 px".
         steps: of the epoch.
         batch_size: pictures per step.
         stream: where it goes; None is standard output.
+        steps_left: of the run, after this epoch.
     """
 
-    def __init__(self, label: str, steps: int, batch_size: int, stream: TextIO | None = None):
+    def __init__(
+        self,
+        label: str,
+        steps: int,
+        batch_size: int,
+        stream: TextIO | None = None,
+        *,
+        steps_left: int = 0,
+    ):
         self.steps = steps
-        self._label, self._batch_size = label, batch_size
+        self._label, self._batch_size, self._steps_left = label, batch_size, steps_left
         self._stream = stream or sys.stdout
-        self._start = time.perf_counter()
-        self._drawn = 0.0
+        self._terminal = self._stream.isatty()
+        self._start = self._drawn = time.perf_counter()
+        self._first: tuple[int, float] | None = None
         self._width = 0
 
     def update(self, step: int, loss: float) -> None:
         """Shows that `step` steps are done, with this mean loss."""
         now = time.perf_counter()
-        if not self._stream.isatty() or now - self._drawn < _MOST_OFTEN:
+        # The first call compiles, which can take minutes: speed is what came after it.
+        self._first = self._first or (step, now)
+        steps, seconds = step - self._first[0], now - self._first[1]
+        if not steps:
+            steps, seconds = step, now - self._start
+        if now - self._drawn < (_MOST_OFTEN if self._terminal else _LOG_EVERY):
             return
         self._drawn = now
-        rate = step * self._batch_size / max(now - self._start, 1e-9)
-        left = (self.steps - step) * self._batch_size / max(rate, 1e-9)
-        self._write(
-            f"{self._bar(step)} {rate:7.0f} images/s  loss {loss:.4f}  {left:.0f} s left", ""
-        )
+        pace = max(seconds, 1e-9) / steps
+        text = f"{self._batch_size / pace:.0f} images/s  loss {loss:.4f}"
+        left = (self.steps - step) * pace
+        text += f"  {duration(left)} left"
+        if self._steps_left:
+            text += f", run {duration(left + self._steps_left * pace)}"
+        self._write(step, text, "" if self._terminal else "\n")
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Shows the epoch's results and ends the line."""
-        rate = metrics["images_per_second"]
-        shown = [f"{name} {value:.4f}" for name, value in metrics.items() if _is_shown(name)]
-        self._write(f"{self._bar(self.steps)} {rate:7.0f} images/s  {'  '.join(shown)}", "\n")
+        """Shows the epoch's results, and the time left for the run, evaluation included."""
+        shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if name in metrics]
+        text = "  ".join([f"{metrics['images_per_second']:.0f} images/s", *shown])
+        if self._steps_left:
+            pace = (time.perf_counter() - self._start) / self.steps
+            text += f"  run {duration(self._steps_left * pace)} left"
+        self._write(self.steps, text, "\n")
 
-    def _bar(self, step: int) -> str:
-        full = _BAR * step // self.steps
-        return f"{self._label} [{'=' * full}{' ' * (_BAR - full)}] {step}/{self.steps}"
-
-    def _write(self, text: str, end: str) -> None:
-        start = "\r" if self._stream.isatty() else ""
-        self._stream.write(start + text.ljust(self._width) + end)
+    def _write(self, step: int, text: str, end: str) -> None:
+        columns = shutil.get_terminal_size().columns - 1 if self._terminal else sys.maxsize
+        count = f"{step}/{self.steps}"
+        # A line that wraps could not be drawn over: the bar gives way.
+        room = min(_BAR, columns - len(f"{self._label} [] {count}  {text}"))
+        bar = f"[{('=' * (room * step // self.steps)).ljust(room)}] " if room > 3 else ""
+        line = f"{self._label} {bar}{count}  {text}"
+        if not end:
+            line = line[:columns]
+        start = "\r" if self._terminal else ""
+        self._stream.write(start + line.ljust(self._width if self._terminal else 0) + end)
         self._stream.flush()
-        self._width = len(text)
+        self._width = len(line)
 
 
-def _is_shown(name: str) -> bool:
-    return name in ("train_loss", "validation_loss", "validation_accuracy", "ema_accuracy")
+def duration(seconds: float) -> str:
+    """Says a time span in its two largest units.
+
+    >>> duration(7), duration(200), duration(7500), duration(200_000)
+    ('7 s', '3 min 20 s', '2 h 5 min', '2 d 7 h')
+    """
+    whole = round(seconds)
+    for size, unit, small, small_unit in (
+        (86_400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small} {small_unit}"
+    return f"{whole} s"
 
 
 def append_metrics(workdir: Path, metrics: Mapping[str, float]) -> None:
-    """Adds one epoch to metrics.jsonl and metrics.csv. All epochs must have the same names."""
+    """Adds one epoch to metrics.jsonl and metrics.csv. All epochs must have the same names.
+
+    JSON has no nan: it is null there.
+    """
     lines, table = (workdir / name for name in METRICS)
     with open(lines, "a", encoding="utf-8") as file:
-        file.write(json.dumps(metrics) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        file.write(json.dumps(finite, allow_nan=False) + "\n")
     fresh = not table.exists()
     with open(table, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(metrics))
         if fresh:
             writer.writeheader()
         writer.writerow(metrics)
+
+
+class TensorBoard:
+    """Writes each epoch's metrics for TensorBoard, which is needed to look at them only.
+
+    The folder gets the runs "train", "validation" and "ema", whose "loss" and "accuracy"
+    TensorBoard draws into common charts; what belongs to none of them is in "train".
+
+    Args:
+        folder: to write to.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Adds the metrics of an epoch at its step, metrics["step"], and writes them out."""
+        import tensorflow as tf
+
+        # As `tf.summary.scalar` writes them, which fails where TensorBoard is not installed.
+        kind = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"}, data_class=1)
+        for name, value in metrics.items():
+            run, _, tag = name.partition("_")
+            if run not in ("train", "validation", "ema"):
+                run, tag = "train", name
+            if tag == "step":
+                continue
+            if run not in self._writers:
+                folder = os.fspath(self._folder / run)
+                self._writers[run] = tf.summary.create_file_writer(folder)
+            with self._writers[run].as_default():
+                value = tf.constant(value, tf.float32)
+                tf.summary.write(tag, value, step=int(metrics["step"]), metadata=kind)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
 
 
 def require_matplotlib() -> None:
@@ -89,7 +178,9 @@ def require_matplotlib() -> None:
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draws loss, accuracy and learning rate over the epochs.
+    """Draws loss, accuracy and learning rate over the epochs, and picture size if it varies.
+
+    Vertical lines stand where a new stage begins.
 
     Args:
         history: one mapping per epoch, as `append_metrics` takes them.
@@ -97,15 +188,18 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # not pyplot, which holds global state and may need X
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
+    drawn = [("loss", "nats"), ("accuracy", "share"), ("learning_rate", "per step")]
+    if len({row.get("image_size") for row in history}) > 1:
+        drawn.append(("image_size", "px"))
+    figure = Figure(figsize=(4 * len(drawn), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(drawn))
     epochs = [row["epoch"] for row in history]
-    for axes, title, unit in zip(
-        panels, ("loss", "accuracy", "learning_rate"), ("nats", "share", "per step"), strict=True
-    ):
+    for axes, (title, unit) in zip(panels, drawn, strict=True):
         for name in (name for name in history[0] if name.endswith(title)):
             label = name.removesuffix(title).rstrip("_").replace("ema", "validation, average")
             axes.plot(epochs, [row[name] for row in history], marker=".", label=label or None)
+        for boundary, _ in boundaries(history):
+            axes.axvline(boundary, color="gray", linestyle=":")
         axes.set(xlabel="epoch", ylabel=unit, title=title.replace("_", " "))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:

@@ -37,6 +37,9 @@ def create(name: StrategyName = "auto", tpu_name: str = "") -> tf.distribute.Str
         tf.config.set_visible_devices([], "GPU")
         strategy = tf.distribute.get_strategy()
     else:
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Otherwise TensorFlow takes all memory at once, and what is free cannot be told.
+            tf.config.experimental.set_memory_growth(gpu, True)
         gpus = tf.config.list_logical_devices("GPU")
         devices = gpus or tf.config.list_logical_devices("CPU")
         if name == "mirrored" or len(gpus) > 1:

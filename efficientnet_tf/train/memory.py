@@ -1,0 +1,95 @@
+"""How many pictures per step fit into memory."""
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import tensorflow as tf
+from absl import logging
+
+from efficientnet_tf.arch import Variant
+from efficientnet_tf.arch.complexity import count
+from efficientnet_tf.config import Config
+from efficientnet_tf.data.sources import Source
+
+# Peak memory of training over what the activations take, rounded up: 1.4 to 1.6 was measured for
+# B0 and V2-B0 on processors. Weights count five times: gradients, two slots, moving average.
+_ACTIVATIONS = 2.0
+_WEIGHTS = 5
+_SHARE = 0.5  # of the free memory: pictures on their way and the system need some too
+_LARGEST = 64  # per replica; larger batches need other learning rates than small data sets like
+_FEWEST_STEPS = 8  # per epoch
+
+
+def choose_batch(
+    config: Config, variant: Variant, source: Source, strategy: tf.distribute.Strategy
+) -> Config:
+    """Sets `data.batch_size` to the largest power of two that fits, up to 64 per replica.
+
+    Args:
+        config: of the run.
+        variant: of the network.
+        source: small data sets get smaller batches, so that an epoch has at least 8 steps.
+        strategy: that training will run under.
+
+    Returns:
+        The configuration with the batch size.
+
+    Raises:
+        ValueError: the free memory is unknown (TPUs), or not even one picture fits.
+    """
+    free = free_memory()
+    replicas = strategy.num_replicas_in_sync
+    if not tf.config.list_logical_devices("GPU"):
+        free //= replicas  # logical processor devices share it
+    size, parts = _LARGEST, config.train.accumulate
+    fewest = replicas * parts * _FEWEST_STEPS
+    while size > 1 and size * fewest > source.num_examples["train"]:
+        size //= 2
+    while size > 1 and training_memory(config, variant, source.num_classes, size) > _SHARE * free:
+        size //= 2
+    needed = training_memory(config, variant, source.num_classes, size)
+    if needed > _SHARE * free:
+        raise ValueError(
+            f"Training {variant.name} at {config.train_size} px needs about {needed >> 20} MiB for"
+            f" one picture; {free >> 20} MiB are free. Choose smaller pictures"
+            " (model.image_size) or a smaller variant."
+        )
+    batch_size = size * replicas * parts
+    logging.info("data.batch_size=%d, about %d MiB per replica", batch_size, needed >> 20)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch_size))
+
+
+def training_memory(config: Config, variant: Variant, classes: int, batch_size: int) -> int:
+    """Estimates the bytes that training takes on one replica.
+
+    Args:
+        config: `train_size` and `train.precision` are used.
+        variant: of the network.
+        classes: of the classifier.
+        batch_size: pictures at a time on the replica.
+    """
+    cost = count(variant, config.train_size, classes=classes)
+    dtype = "float32" if config.train.precision == "float32" else "bfloat16"
+    activations = cost.peak_memory(batch_size, dtype=dtype, training=True)
+    return int(_ACTIVATIONS * activations) + _WEIGHTS * 4 * cost.total.trainable
+
+
+def free_memory() -> int:
+    """Bytes that are free on the fullest GPU, or on this machine where there is none.
+
+    Raises:
+        ValueError: it cannot be found out.
+    """
+    try:
+        if tf.config.get_visible_devices("GPU"):
+            command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            return min(int(line) for line in output.split()) << 20
+        if not tf.config.list_logical_devices("TPU"):
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+            return int(kib) << 10
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"The free memory is unknown ({error}). Set data.batch_size.") from None
+    raise ValueError("The free memory of TPUs is unknown. Set data.batch_size.")
