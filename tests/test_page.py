@@ -151,7 +151,7 @@ def test_a_run_is_told_on_one_page_that_needs_nothing_else():
     assert EVIL in page.text
     assert "Test accuracy 62.50 %" in page.text
     rows = page.rows
-    assert ["2/2", "4-6", "32", "0.2", "0.2", "10", "0", "0", "all"] in rows
+    assert ["2/2", "4-6", "32", "0.2", "0.2", "-", "0", "0", "all"] in rows
     assert ["train.epochs", "6", "10"] in rows
     assert ["data.source", f"folder:{EVIL}", "digits"] in rows
     assert ["train.optimizer", "rmsprop"] in rows

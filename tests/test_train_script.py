@@ -102,6 +102,39 @@ def test_two_deterministic_runs_have_the_same_weights(train, tmp_path):
     assert len(weights[0]) > 20
 
 
+def test_fine_tuning_on_a_folder_of_pictures(train, tmp_path):
+    """The command of the README, from the weights of a small run of other classes."""
+    network = (
+        "--set=model.blocks=r1_k3_s22_e1_i8_o8_c1,r1_k3_s22_e2_i8_o16_se0.25",
+        "--set=model.stem_filters=8",
+        "--set=model.head_filters=32",
+        "--set=model.image_size=32",
+    )
+    short = ("--set=train.epochs=2", "--set=train.warmup_epochs=0")
+    train("--recipe=digits", *network, *short, "--workdir=before")
+    digits = sklearn.datasets.load_digits()
+    for label in (1, 4, 7):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        for number, pixels in enumerate(digits.images[digits.target == label][:40]):
+            picture = Image.fromarray((pixels * 15.9375).astype("uint8"))
+            picture.save(tmp_path / "pictures" / str(label) / f"{number:02}.png")
+    output = train(
+        "--recipe=finetune",
+        "--data=folder:pictures",
+        "--weights=before/best.keras",
+        *network,
+        "--set=train.epochs=5",
+        "--set=train.min_steps=0",
+        "--workdir=after",
+    )
+    assert "1/2    1-3     32  0.2      0.2           -          0      0       head" in output
+    assert "data.batch_size                8" in output  # the pictures are few
+    page = (tmp_path / "after" / "summary.html").read_text()
+    for title in ("Accuracy by class", "Confusions", "Stages", "Configuration"):
+        assert f">{title}<" in page
+    assert (tmp_path / "after" / "labels.txt").read_text().split() == ["1", "4", "7"]
+
+
 def test_an_interrupted_run_keeps_its_best_model_and_says_where(root, tmp_path):
     command = [sys.executable, str(root / "scripts" / "train.py"), "--workdir=run"]
     environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
@@ -112,6 +145,8 @@ def test_an_interrupted_run_keeps_its_best_model_and_says_where(root, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell's background jobs ignore the signal, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if line.startswith("epoch 1/"):

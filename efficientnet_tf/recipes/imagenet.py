@@ -201,45 +201,47 @@ def _imagenet21k(variant: str) -> Config:
     )
 
 
-def _imagenet21k_ft1k(variant: str, size: int) -> Config:
-    """V2 datasets.py `ImagenetFt`: whole pictures, a noise square, a constant rate of 0.001.
+# V2 datasets.py `ImagenetFt`, from which its transfer sets differ in nothing but the pictures:
+# whole pictures, a noise square, a constant rate of 0.001. The paper (Sec. 5.2, 5.3) has a cosine:
+# --set=train.schedule=cosine. The code's pictures are (x - 127.5) / 127.5 here and (x - 128) / 128
+# in pre-training; these recipes keep the latter.
+FT_MODEL = ModelConfig(dropout_rate=1e-6, drop_connect_rate=0.2)
+FT_DATA = DataConfig(
+    batch_size=512,
+    crop="none",
+    resize="bilinear",
+    eval_crop="squash",
+    eval_resize="bilinear",
+    flip=True,
+    cutout=0.5,
+    cutout_fill="noise",
+)
+FT_TRAIN = TrainConfig(
+    epochs=15,
+    min_steps=10_000,
+    steps_per_call=100,
+    learning_rate=0.0005,
+    schedule="constant",
+    warmup_epochs=1.0,
+    label_smoothing=0.1,
+    weight_decay=1e-5,
+    ema_decay=0.9996,
+    precision="mixed_bfloat16",
+)
 
-    The paper (Sec. 5.2) has a cosine: `--set=train.schedule=cosine`. The code's pictures are
-    (x - 127.5) / 127.5 here and (x - 128) / 128 in pre-training; this keeps the latter.
-    """
+
+def _imagenet21k_ft1k(variant: str, size: int) -> Config:
     return Config(
-        model=ModelConfig(
-            variant,
+        model=dataclasses.replace(
+            FT_MODEL,
+            variant=variant,
             image_size=VARIANTS[variant].resolution,
             weights="imagenet21k",
-            dropout_rate=1e-6,
-            drop_connect_rate=0.2,
         ),
-        data=DataConfig(
-            source="imagenet:imagenet",
-            batch_size=512,
-            holdout=20 / 1024,
-            train_size=size,
-            crop="none",
-            resize="bilinear",
-            eval_crop="squash",
-            eval_resize="bilinear",
-            flip=True,
-            cutout=0.5,
-            cutout_fill="noise",
+        data=dataclasses.replace(
+            FT_DATA, source="imagenet:imagenet", holdout=20 / 1024, train_size=size
         ),
-        train=TrainConfig(
-            epochs=15,
-            min_steps=10_000,
-            steps_per_call=100,
-            learning_rate=0.0005,
-            schedule="constant",
-            warmup_epochs=1.0,
-            label_smoothing=0.1,
-            weight_decay=1e-5,
-            ema_decay=0.9996,
-            precision="mixed_bfloat16",
-        ),
+        train=FT_TRAIN,
     )
 
 

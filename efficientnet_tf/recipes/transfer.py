@@ -15,47 +15,23 @@ import dataclasses
 from typing import Any
 
 from efficientnet_tf.config import Config, DataConfig, FinetuneConfig, ModelConfig, TrainConfig
-
-# 384 px and 512 pictures are more than one GPU of 16 GB holds: --set=train.accumulate=16, or fewer
-# pixels: --set=model.image_size=224.
-_TRANSFER = Config(
-    model=ModelConfig(
-        variant="efficientnetv2-s",
-        image_size=384,
-        weights="imagenet",
-        dropout_rate=1e-6,
-        drop_connect_rate=0.2,
-    ),
-    data=DataConfig(
-        batch_size=512,
-        crop="none",
-        resize="bilinear",
-        eval_crop="squash",
-        eval_resize="bilinear",
-        flip=True,
-        cutout=0.5,
-        cutout_fill="noise",
-    ),
-    # Epochs of 100 steps, because 10,000 steps are 2,800 passes over Flowers. Fifteen passes, the
-    # code's other limit, are fewer than 10,000 steps for every set here.
-    train=TrainConfig(
-        epochs=100,
-        steps_per_epoch=100,
-        optimizer="rmsprop",
-        learning_rate=0.0005,
-        schedule="constant",
-        warmup_epochs=1.0,
-        label_smoothing=0.1,
-        weight_decay=1e-5,
-        ema_decay=0.9996,
-        precision="mixed_bfloat16",
-    ),
-)
+from efficientnet_tf.recipes import imagenet
 
 
 def _transfer(source: str, **data: Any) -> Config:
-    return dataclasses.replace(
-        _TRANSFER, data=dataclasses.replace(_TRANSFER.data, source=source, **data)
+    """V2-S at 384 px, 512 pictures. For a GPU of 16 GB: --set=train.accumulate=16, or fewer pixels.
+
+    Epochs of 100 steps, because 10,000 steps are 2,800 passes over Flowers. Fifteen passes, the
+    code's other limit, are fewer than 10,000 steps for every set here.
+    """
+    return Config(
+        model=dataclasses.replace(
+            imagenet.FT_MODEL, variant="efficientnetv2-s", image_size=384, weights="imagenet"
+        ),
+        data=dataclasses.replace(imagenet.FT_DATA, source=source, **data),
+        train=dataclasses.replace(
+            imagenet.FT_TRAIN, epochs=100, min_steps=0, steps_per_epoch=100, steps_per_call=10
+        ),
     )
 
 

@@ -1,10 +1,12 @@
 """The epochs of a run, one after the other, through its stages."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config import Config
@@ -14,7 +16,27 @@ from efficientnet_tf.train import feed, loop, network, report, workdir
 from efficientnet_tf.train.setup import Run
 
 
-def epochs(run: Run, rule: Preprocessing) -> Iterator[tuple]:
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What an epoch gave.
+
+    Attributes:
+        metrics: by name.
+        scores: on the validation split, of the weights that count: the moving average where there
+            is one.
+        weights: those, as `model.get_weights()` gives them.
+        raw: what the average is made of; None without one.
+        progress: to finish when everything is saved.
+    """
+
+    metrics: dict[str, float]
+    scores: loop.Scores
+    weights: list[np.ndarray]
+    raw: list[np.ndarray] | None
+    progress: report.Progress
+
+
+def epochs(run: Run, rule: Preprocessing) -> Iterator[Epoch]:
     """Trains epoch by epoch.
 
     Args:
@@ -22,8 +44,7 @@ def epochs(run: Run, rule: Preprocessing) -> Iterator[tuple]:
         rule: how pictures are prepared for validation.
 
     Yields:
-        (metrics, scores of the model that counts, its weights and those that it is made of). With
-        a moving average it is the average that counts; the second weights are None without one.
+        Each epoch.
     """
     config, trainee = run.config, run.trainee
     evaluate = _evaluator(run, rule)
@@ -56,8 +77,7 @@ def epochs(run: Run, rule: Preprocessing) -> Iterator[tuple]:
             metrics |= _named("ema", scores, run.source.num_classes)
             weights, raw = trainee.model.get_weights(), weights
             swap()
-        progress.finish(metrics)
-        yield metrics, scores, (weights, raw)
+        yield Epoch(metrics, scores, weights, raw, progress)
 
 
 @contextlib.contextmanager

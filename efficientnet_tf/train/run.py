@@ -23,7 +23,7 @@ from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.scores import Evaluation
 from efficientnet_tf.stages import Stage
 from efficientnet_tf.train import loop, network, report, workdir
-from efficientnet_tf.train.epochs import epochs
+from efficientnet_tf.train.epochs import Epoch, epochs
 from efficientnet_tf.train.setup import Run, prepare
 
 _WORST = 12  # mistakes that the summary shows as pictures
@@ -109,21 +109,22 @@ def train(
     history: list[dict[str, float]] = []
     best: tuple[int, loop.Scores] | None = None
     try:
-        for metrics, scores, weights in epochs(run, rule):
-            epoch = len(history) + 1
+        for epoch in epochs(run, rule):
+            number, metrics, scores = len(history) + 1, epoch.metrics, epoch.scores
             # One that answers nan can still be right about some pictures, and look best.
             if math.isfinite(scores.loss) and (best is None or _rank(scores) > _rank(best[1])):
-                best = epoch, scores
-                _save(keeper, weights, folder)
+                best = number, scores
+                _save(keeper, epoch, folder)
             metrics["seconds"] = round(time.perf_counter() - start, 3)
             history.append(metrics)
             report.append_metrics(folder, metrics)
             _write_page(run, history, folder)
             if writer:
                 writer.write(metrics)
+            epoch.progress.finish(metrics)
             # Smaller pictures and the classifier alone are not what the run is for.
             reference = max(best[0] if best else 0, run.stages[-1].first_epoch - 1)
-            if config.train.patience and epoch - reference >= config.train.patience:
+            if config.train.patience and number - reference >= config.train.patience:
                 logging.info("No better validation accuracy for %d epochs.", config.train.patience)
                 break
     finally:
@@ -185,12 +186,11 @@ def _write_start(run: Run, rule: Preprocessing, folder: Path) -> None:
     )
 
 
-def _save(keeper: keras.Model, weights, folder: Path) -> None:
-    best, raw = weights
-    if raw is not None:
-        keeper.set_weights(raw)
+def _save(keeper: keras.Model, epoch: Epoch, folder: Path) -> None:
+    if epoch.raw is not None:
+        keeper.set_weights(epoch.raw)
         workdir.save_raw(keeper, folder)
-    keeper.set_weights(best)
+    keeper.set_weights(epoch.weights)
     workdir.save(keeper, folder)
 
 
