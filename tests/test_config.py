@@ -158,6 +158,8 @@ def test_json_round_trip_with_every_setting_changed():
         "data.mixup=0.2",
         "data.cutmix=0.3",
         "data.service=grpc://localhost:5000",
+        "train.checkpoint_steps=100",
+        "train.keep_checkpoints=3",
         "train.epochs=20",
         "train.min_steps=7",
         "train.steps_per_epoch=5",

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_tf.config import Config, override
+from efficientnet_tf.config.model import describe
 from efficientnet_tf.data import sources
-from efficientnet_tf.train import memory, network
+from efficientnet_tf.train import memory
 
 CONFIG = override(Config(), "data.batch_size=none", "model.image_size=32")
 
@@ -27,6 +28,6 @@ def test_small_data_gets_batches_that_leave_eight_steps(monkeypatch, pictures, p
         sources.open_source(Config().data), num_examples={"train": pictures}
     )
     config = override(CONFIG, f"train.accumulate={parts}")
-    variant = network.describe(config.model)
+    variant = describe(config.model)
     chosen = memory.choose_batch(config, variant, source, tf.distribute.get_strategy())
     assert chosen.batch_size == expected

@@ -10,6 +10,7 @@ import tensorflow as tf
 from efficientnet_tf import stages
 from efficientnet_tf.arch import resolve
 from efficientnet_tf.config import Config, override
+from efficientnet_tf.config.model import describe
 from efficientnet_tf.train import network
 
 CONFIG = override(
@@ -25,7 +26,7 @@ CONFIG = override(
     "progressive.dropout_rate=0",
     "progressive.drop_connect_rate=0.1",
 )
-VARIANT = network.describe(CONFIG.model)
+VARIANT = describe(CONFIG.model)
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +159,9 @@ def test_blocks_and_coefficients_of_the_configuration_make_the_network():
     assert [block.output_filters for block in VARIANT.blocks] == [8, 16, 16]
     assert VARIANT.stem_filters == 8
     narrow = dataclasses.replace(Config().model, width=0.5, depth=0.5)
-    assert network.describe(narrow).width == 0.5
-    assert network.describe(Config().model).name == "efficientnetv2-b0"
+    assert describe(narrow).width == 0.5
+    assert describe(Config().model).name == "efficientnetv2-b0"
     with pytest.raises(ValueError, match=r"Did you mean 'efficientnet-b0'"):
-        network.describe(dataclasses.replace(Config().model, variant="efficientnet_b0"))
+        describe(dataclasses.replace(Config().model, variant="efficientnet_b0"))
     with pytest.raises(ValueError, match=r"Token 'x3'"):
-        network.describe(dataclasses.replace(Config().model, blocks=("r1_x3",)))
+        describe(dataclasses.replace(Config().model, blocks=("r1_x3",)))

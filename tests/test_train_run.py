@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from efficientnet_tf import predict
 from efficientnet_tf.config import from_json, override
+from efficientnet_tf.config.model import describe
 from efficientnet_tf.data import arrays, images, pipeline, sources
 from efficientnet_tf.preprocessing import rescaling
 from efficientnet_tf.recipes import RECIPES
@@ -94,12 +96,16 @@ def test_the_best_model_is_what_is_kept(finished):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_folder_with_a_run_is_not_overwritten_unasked(finished):
+def test_a_folder_with_another_run_is_not_overwritten_unasked(finished, tmp_path):
     workdir, _ = finished
     before = (workdir / "best.keras").read_bytes()
-    with pytest.raises(FileExistsError, match=r"holds a run already.*--overwrite"):
-        run.train(TINY, workdir)
+    with pytest.raises(FileExistsError, match=r"with other settings: train\.seed=0 \(1\).*--overw"):
+        run.train(override(TINY, "train.seed=1"), workdir)
     assert (workdir / "best.keras").read_bytes() == before
+    for name in ("config.json", "best.keras"):
+        shutil.copy(workdir / name, tmp_path)
+    with pytest.raises(FileExistsError, match=r"without checkpoints to go on from.*--overwrite"):
+        run.train(TINY, tmp_path)
 
 
 def test_a_folder_that_only_looks_like_a_run_is_left_alone(tmp_path):
@@ -125,7 +131,7 @@ def test_a_workdir_that_cannot_be_written_is_refused_before_data_is_read(tmp_pat
 def _scored(monkeypatch, scores):
     """Makes evaluation return these scores, one after the other."""
     answers = iter(scores)
-    monkeypatch.setattr(loop, "evaluator", lambda *_: lambda *_: next(answers))
+    monkeypatch.setattr(loop, "evaluator", lambda *_, **__: lambda *_: next(answers))
     return override(TINY, "train.ema_decay=0", f"train.epochs={len(scores)}")
 
 
@@ -177,7 +183,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_best_model(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer_lib, "create", diverging)
-        with pytest.raises(FloatingPointError, match=r"The loss is .* after .* steps. Lower train"):
+        with pytest.raises(FloatingPointError, match=r"not finite in step .* Lower train"):
             run.train(config, tmp_path)
     model = keras.models.load_model(tmp_path / "best.keras")
     assert all(np.isfinite(w).all() for w in model.get_weights())
@@ -203,7 +209,7 @@ def test_a_batch_that_replicas_cannot_share_is_refused(tmp_path):
 def test_training_can_start_from_an_earlier_run_with_other_classes(finished, name):
     folder, result = finished
     config = override(TINY, f"model.weights={folder / name}", "train.epochs=1")
-    variant = network.describe(config.model)
+    variant = describe(config.model)
     model = network.trained(config.model, variant, 4, result.stages)
     assert model.output_shape == (None, 4)
     saved = network.kept(config, variant, result.model)
@@ -219,7 +225,7 @@ def test_training_can_start_from_an_earlier_run_with_other_classes(finished, nam
 
 def test_raw_weights_are_saved_beside_their_average(finished):
     folder, result = finished
-    raw = network.kept(TINY, network.describe(TINY.model), result.model)
+    raw = network.kept(TINY, describe(TINY.model), result.model)
     raw.load_weights(folder / "best-raw.weights.h5")
     pictures, labels = next(pipeline.pictures(result.source, "validation", result.rule, 500))
     accuracies = [
@@ -307,7 +313,7 @@ def test_a_batch_is_chosen_to_fit_memory(tmp_path, monkeypatch):
 
     config = override(TINY, "data.batch_size=none", "train.epochs=1", "train.steps_per_epoch=1")
     assert run.train(config, tmp_path / "roomy").config.data.batch_size == 64
-    variant = network.describe(config.model)
+    variant = describe(config.model)
     need = {size: memory.training_memory(config, variant, 10, size) for size in (1, 8, 16)}
     monkeypatch.setattr(memory, "free_memory", lambda: 2 * need[8])
     assert run.train(config, tmp_path / "tight").config.data.batch_size == 8

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from efficientnet_tf import stages
 from efficientnet_tf.config import Config, override
+from efficientnet_tf.config.model import describe
 from efficientnet_tf.train import average, loop, network
 from efficientnet_tf.train import optimizer as optimizer_lib
 from efficientnet_tf.train import strategy as strategy_lib
@@ -42,7 +43,7 @@ def test_steps_have_static_shapes_and_convolve_in_bfloat16(accumulate):
         f"train.accumulate={accumulate}",
     )
     keras.utils.set_random_seed(0)
-    variant = network.describe(config.model)
+    variant = describe(config.model)
     with strategy_lib.precision("mixed_bfloat16"):
         model = network.trained(config.model, variant, 5, stages.expand(config, 10))
     optimizer = optimizer_lib.create(config, model.trainable_variables, 10, 10)

@@ -8,7 +8,7 @@ one makes meaningless must be left at its default, so that nothing is ignored.
 from efficientnet_tf.config.data import DataConfig
 from efficientnet_tf.config.model import ModelConfig
 from efficientnet_tf.config.run import Config
-from efficientnet_tf.config.text import from_json, override, to_json, to_table
+from efficientnet_tf.config.text import differences, from_json, override, to_json, to_table
 from efficientnet_tf.config.train import FinetuneConfig, ProgressiveConfig, TrainConfig
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ModelConfig",
     "ProgressiveConfig",
     "TrainConfig",
+    "differences",
     "from_json",
     "override",
     "to_json",

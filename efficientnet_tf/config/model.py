@@ -1,7 +1,10 @@
 """Settings of the network."""
 
 import dataclasses
+from typing import Any
 
+from efficientnet_tf.arch import BlockArgs, Variant
+from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.config import checks
 from efficientnet_tf.preprocessing import NORMALIZATIONS
 
@@ -53,3 +56,25 @@ class ModelConfig:
             f"one of {known}",
             self.normalization,
         )
+
+
+def describe(config: ModelConfig) -> Variant:
+    """Makes the variant that a configuration asks for: a row of the table with changes.
+
+    Raises:
+        ValueError: unknown variant or wrong block string.
+    """
+    changes: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("width", "depth", "stem_filters", "head_filters")
+        if getattr(config, name) is not None
+    }
+    if config.blocks:
+        changes["blocks"] = tuple(BlockArgs.parse(block) for block in config.blocks)
+    variant = find(config.variant)
+    if changes:
+        changes["name"] = f"{variant.name}-custom"
+    for name in ("dropout_rate", "drop_connect_rate"):
+        if getattr(config, name) is not None:
+            changes[name] = getattr(config, name)
+    return dataclasses.replace(variant, **changes)

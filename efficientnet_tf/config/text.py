@@ -84,6 +84,22 @@ def to_table(config: Config) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
+def differences(config: Config, other: Config) -> list[str]:
+    """Settings in which two configurations differ, as "section.name=value (other value)".
+
+    >>> differences(Config(), override(Config(), "train.epochs=3"))
+    ['train.epochs=10 (3)']
+    """
+    found = []
+    for section in _names(Config):
+        values, others = getattr(config, section), getattr(other, section)
+        for name in _names(type(values)):
+            value, its = getattr(values, name), getattr(others, name)
+            if value != its:
+                found.append(f"{section}.{name}={value} ({its})")
+    return found
+
+
 def _replace(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
     sections = {
         section: dataclasses.replace(getattr(config, section), **values)

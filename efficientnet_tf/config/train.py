@@ -44,6 +44,9 @@ class TrainConfig:
             saved beside the raw ones; 0 for none.
         patience: epochs without a better validation accuracy (or, where it is equal, loss) after
             which training stops; 0 for never.
+        checkpoint_steps: steps between two checkpoints within an epoch; one is written after the
+            steps of each epoch too. Neither this nor the next changes what is learnt.
+        keep_checkpoints: how many of the last ones stay; each holds all weights several times.
         precision: "float32" or "mixed_bfloat16" (accelerators and recent processors).
         deterministic: whether TensorFlow may use only operations whose result does not vary from
             run to run; slower on GPUs.
@@ -72,12 +75,15 @@ class TrainConfig:
     accumulate: int = 1
     ema_decay: float = 0.0
     patience: int = 0
+    checkpoint_steps: int = 1000
+    keep_checkpoints: int = 2
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     deterministic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.within("train", self, ("epochs", "steps_per_call", "accumulate"), 1, float("inf"))
+        counts = ("epochs", "steps_per_call", "accumulate", "checkpoint_steps", "keep_checkpoints")
+        checks.within("train", self, counts, 1, float("inf"))
         checks.within("train", self, ("min_steps", "patience"), 0, float("inf"))
         steps = self.steps_per_epoch
         checks.check(steps is None or steps >= 1, "train.steps_per_epoch", ">= 1 or none", steps)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_tf.data.records import Source, first_few
+from efficientnet_tf.data.records import Source, first_few, valid_labels
 
 _NAMED = 10  # in warnings, one by one; after that, totals
 _WINDOW = 10  # bad records that are tolerated early on, where few have been read
@@ -96,9 +96,7 @@ def guard(source: Source, decode: Callable) -> Callable:
     def opened(*record):
         image, label, problem = checked(*record)
         if not source.multi_label:
-            valid = (label >= 0) & (label < source.num_classes)
-            with tf.control_dependencies([tf.debugging.Assert(valid, [label])]):
-                label = tf.identity(label)
+            label = valid_labels(label, source.num_classes, source.describe(*record[1:]))
         return image, tf.ensure_shape(label, label_spec.shape), problem
 
     def failed(_, *record):

@@ -37,7 +37,7 @@ _DIGITS = Config(
 
 # Small pictures of any kind, as CIFAR-10's 32x32, shown at 64 px: stages of plain 3x3 convolutions,
 # which processors compute fastest. Give your own with --data=folder:PATH. CIFAR-10, 45,000 training
-# pictures, seed 0: 88.1 % test accuracy, 33 minutes on 2 shared processor cores with
+# pictures, seed 0: 89.9 % test accuracy, 87 minutes of one processor core's time, with
 # --set=train.precision=mixed_bfloat16 (a fifth less time where the processor has AVX512_BF16).
 _SMALL = Config(
     model=ModelConfig(
@@ -59,9 +59,10 @@ _SMALL = Config(
         batch_size=128,
         flip=True,
         shift=8,
+        cutout=0.3,
     ),
     train=TrainConfig(
-        epochs=20,
+        epochs=45,
         optimizer="sgd",
         learning_rate=0.2,
         warmup_epochs=1.0,

@@ -14,24 +14,27 @@ class MovingAverage(tf.Module):
     Args:
         model: whose variables are averaged, those of frozen layers too; they are the start.
         decay: of the average, in [0, 1).
+
+    Attributes:
+        averages: a `tf.Variable` for each of `averaged_variables(model)`, in their order.
     """
 
     def __init__(self, model: keras.Model, decay: float):
         super().__init__(name="moving_average")
         self.decay = decay
         self._sources = [v.value for v in averaged_variables(model)]
-        self._averages = [tf.Variable(v, trainable=False) for v in self._sources]
+        self.averages = [tf.Variable(v, trainable=False) for v in self._sources]
 
     def update(self, step: tf.Tensor) -> None:
         """Moves the average; call it in the replica context after each step (from 1)."""
         step = tf.cast(step, tf.float32)
         rate = 1 - tf.minimum(self.decay, (1 + step) / (10 + step))
-        for average, source in zip(self._averages, self._sources, strict=True):
+        for average, source in zip(self.averages, self._sources, strict=True):
             average.assign_sub(rate * (average - source))
 
     def swap(self) -> None:
         """Exchanges the model's values and the average; call it in the replica context."""
-        for average, source in zip(self._averages, self._sources, strict=True):
+        for average, source in zip(self.averages, self._sources, strict=True):
             value = tf.identity(average)
             average.assign(source)
             source.assign(value)

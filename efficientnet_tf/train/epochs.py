@@ -2,17 +2,18 @@
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf.config import Config
 from efficientnet_tf.data import pipeline
+from efficientnet_tf.data.records import first_few
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.train import feed, loop, network, report, workdir
+from efficientnet_tf.train.checkpoint import Progress
+from efficientnet_tf.train.schedule import WarmupSchedule
 from efficientnet_tf.train.setup import Run
 
 
@@ -36,47 +37,68 @@ class Epoch:
     progress: report.Progress
 
 
-def epochs(run: Run, rule: Preprocessing) -> Iterator[Epoch]:
+class Interrupted(RuntimeError):
+    """The run was asked to stop. Its checkpoint is written, and the same command goes on."""
+
+
+def epochs(
+    run: Run,
+    rule: Preprocessing,
+    begun: Progress,
+    save: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> Iterator[Epoch]:
     """Trains epoch by epoch.
 
     Args:
         run: its trainee is changed.
         rule: how pictures are prepared for validation.
+        begun: how far the trainee has come.
+        save: writes a checkpoint, of which it gets `epoch`, `done` and `epoch_seconds`.
+        stopping: whether the run has been asked to stop.
 
     Yields:
-        Each epoch.
+        Each epoch that was not finished before.
+
+    Raises:
+        Interrupted: it has been asked to; what was learnt is saved.
+        FloatingPointError: the loss or the gradients are not finite.
     """
     config, trainee = run.config, run.trainee
-    evaluate = _evaluator(run, rule)
+    evaluate = _evaluator(run, rule, stopping)
     swap = loop.average_swapper(run.strategy, trainee) if trainee.average else None
     stage_of = [number for number, stage in enumerate(run.stages) for _ in range(stage.epochs)]
     for epoch, number in enumerate(stage_of, 1):
+        if epoch < begun.epoch:
+            continue
         stage = run.stages[number]
-        if epoch == stage.first_epoch:
+        done = begun.done if epoch == begun.epoch else 0
+        if epoch == max(stage.first_epoch, begun.epoch):
             network.set_rates(trainee.model, run.variant, stage)
             freeze = config.finetune.freeze_batch_norm
             network.set_trainable(trainee.model, run.variant, stage.unfreeze, freeze)
             # A fresh function: static shapes, this stage's rates and layers, one trace.
             steps = loop.training_steps(run.strategy, trainee, config.batch_size, config.train)
-            used = (epoch - 1) * run.steps_per_epoch * config.batch_size
+            used = ((epoch - 1) * run.steps_per_epoch + done) * config.batch_size
             batches = iter(
                 feed.training_batches(
                     config, run.source, run.strategy, stage, used, run.bad["train"]
                 )
             )
+        position = Progress(epoch, done, begun.epoch_seconds if done else 0.0)
         progress = _progress(run, epoch, number)
         metrics = {"epoch": epoch, "stage": number + 1, "image_size": stage.image_size}
         with _explaining_errors(run):
-            metrics |= _train_epoch(config, trainee, steps, batches, progress)
+            metrics |= _train_epoch(run, steps, batches, progress, position, save, stopping)
             scores = evaluate()
-        metrics |= _named("validation", scores, run.source.num_classes)
-        weights, raw = trainee.model.get_weights(), None
-        if swap:
-            swap()
-            scores = evaluate()
-            metrics |= _named("ema", scores, run.source.num_classes)
-            weights, raw = trainee.model.get_weights(), weights
-            swap()
+            metrics |= _named("validation", scores, run.source.num_classes)
+            weights, raw = trainee.model.get_weights(), None
+            if swap:
+                swap()
+                scores = evaluate()
+                metrics |= _named("ema", scores, run.source.num_classes)
+                weights, raw = trainee.model.get_weights(), weights
+                swap()
         yield Epoch(metrics, scores, weights, raw, progress)
 
 
@@ -106,9 +128,22 @@ def _progress(run: Run, epoch: int, number: int) -> report.Progress:
     return report.Progress(label, run.steps_per_epoch, run.config.batch_size, steps_left=left)
 
 
-def _evaluator(run: Run, rule: Preprocessing) -> Callable[[], loop.Scores]:
+def _evaluator(
+    run: Run, rule: Preprocessing, stopping: Callable[[], bool]
+) -> Callable[[], loop.Scores]:
     """Returns a function that scores the model, as it is, on the validation split."""
-    evaluate = loop.evaluator(run.strategy, run.trainee, run.config.train.loss)
+
+    def between():
+        if stopping():
+            raise Interrupted  # the checkpoint was written before evaluation began
+
+    evaluate = loop.evaluator(
+        run.strategy,
+        run.trainee,
+        run.config.train.loss,
+        steps_per_call=run.config.train.steps_per_call,
+        between=between,
+    )
     batches = feed.evaluation_batches(
         run.config, run.source, "validation", run.strategy, rule, run.bad["validation"]
     )
@@ -117,32 +152,66 @@ def _evaluator(run: Run, rule: Preprocessing) -> Callable[[], loop.Scores]:
 
 
 def _train_epoch(
-    config: Config, trainee: loop.Trainee, run_steps, batches, progress: report.Progress
+    run: Run,
+    run_steps,
+    batches,
+    progress: report.Progress,
+    position: Progress,
+    save: Callable[[Progress], None],
+    stopping: Callable[[], bool],
 ) -> dict[str, float]:
-    start = time.perf_counter()
-    # The schedule's value before the epoch's first step; the optimizer counts steps.
-    rate = float(trainee.optimizer.learning_rate)
-    done = 0
+    config, trainee = run.config.train, run.trainee
+    start, done = time.perf_counter() - position.epoch_seconds, position.done
+    seconds = position.epoch_seconds
     while done < progress.steps:
-        count = min(config.train.steps_per_call, progress.steps - done)
+        count = min(config.steps_per_call, progress.steps - done)
         run_steps(batches, tf.constant(count))
+        _check_finite(run, position.epoch, done, count)
+        due = (done + count) // config.checkpoint_steps > done // config.checkpoint_steps
         done += count
-        loss = trainee.mean_loss()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss} after {int(trainee.optimizer.iterations.numpy())} steps."
-                " Lower train.learning_rate, lengthen train.warmup_epochs or set train.clip_norm."
-                f" The best model so far, if any, is kept as {workdir.BEST}."
-            )
-        progress.update(done, loss)
+        seconds = time.perf_counter() - start
+        progress.update(done, trainee.mean_loss())
+        stop = stopping()
+        if due or stop or done == progress.steps:
+            save(dataclasses.replace(position, done=done, epoch_seconds=seconds))
+        if stop:
+            raise Interrupted
     scores = trainee.scores()
     return {
         "step": int(trainee.optimizer.iterations.numpy()),
-        "learning_rate": rate,
+        # Before the epoch's first step.
+        "learning_rate": float(_schedule(run)((position.epoch - 1) * run.steps_per_epoch)),
         "train_loss": scores.loss,
         "train_accuracy": scores.accuracy,
-        "images_per_second": round(scores.count / (time.perf_counter() - start), 1),
+        "images_per_second": round(scores.count / seconds, 1),
     }
+
+
+def _check_finite(run: Run, epoch: int, done: int, count: int) -> None:
+    """Raises, with all that is known, where one of the last `count` steps went wrong."""
+    broken = run.trainee.broken_steps(run.strategy.num_replicas_in_sync)
+    if not broken:
+        return
+    step = (epoch - 1) * run.steps_per_epoch + done + max(count - broken, 0)  # from 0
+    first, size = step * run.config.batch_size, run.config.batch_size
+    records = run.source.records("train", run.config.train.seed, first).take(size)
+    names = [
+        str(name.numpy(), "utf-8", "backslashreplace") for name in records.map(run.source.describe)
+    ]
+    rate = float(_schedule(run)(step))
+    raise FloatingPointError(
+        f"The loss or its gradient is not finite in step {step + 1} (epoch {epoch}), at the"
+        f" learning rate {rate:.4g}. The batch had {first_few(names)}. Lower train.learning_rate,"
+        " lengthen train.warmup_epochs or set train.clip_norm. The checkpoint before it is kept,"
+        f" and the best model so far, if any, as {workdir.BEST}."
+    )
+
+
+def _schedule(run: Run) -> WarmupSchedule:
+    config = run.config
+    return WarmupSchedule(
+        config.train, config.scaled_learning_rate, run.steps_per_epoch, run.epochs
+    )
 
 
 def _named(prefix: str, scores: loop.Scores, classes: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ gradients are summed over replicas, so that the number of replicas does not chan
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -61,7 +62,7 @@ class Trainee(tf.Module):
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
             )
-            for name in ("loss", "correct", "top5", "weight")
+            for name in ("loss", "correct", "top5", "weight", "broken")
         }
 
     def add(self, losses: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor, weights) -> None:
@@ -89,9 +90,16 @@ class Trainee(tf.Module):
             float(self.sums["weight"].read_value()), 1.0
         )
 
+    def broken_steps(self, replicas: int) -> int:
+        """Steps since the last `scores` whose loss or gradients were not finite.
+
+        Once one is, so are all that follow on every replica: it is the first of them.
+        """
+        return math.ceil(float(self.sums["broken"].read_value()) / replicas)
+
     def scores(self) -> Scores:
         """Means of what was added since the last call, over all replicas; starts anew."""
-        loss, correct, top5, weight = (float(v.read_value()) for v in self.sums.values())
+        loss, correct, top5, weight, _ = (float(v.read_value()) for v in self.sums.values())
         for variable in self.sums.values():
             variable.assign(0.0)
         divisor = max(weight, 1.0)
@@ -184,6 +192,9 @@ def training_steps(
     def replica_step(images, targets):
         compute = accumulated if config.accumulate > 1 else gradients_of
         gradients = compute(images, targets)
+        # A sum is finite where all its terms are, but for overflow, which is as bad.
+        finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(each)) for each in gradients])
+        trainee.sums["broken"].assign_add(tf.where(finite, 0.0, 1.0))
         if decay:
             # The gradient of decay * sum(value**2) / 2; summed over replicas, hence the division.
             gradients = [
@@ -208,6 +219,9 @@ def evaluator(
     strategy: tf.distribute.Strategy,
     trainee: Trainee,
     loss: Literal["softmax", "sigmoid"] = "softmax",
+    *,
+    steps_per_call: int = 10,
+    between: Callable[[], None] = lambda: None,
 ) -> Callable[[Iterator, int], Scores]:
     """Compiles evaluation.
 
@@ -215,6 +229,8 @@ def evaluator(
         strategy: that the trainee was made under.
         trainee: its model is scored as it is.
         loss: kind of the loss.
+        steps_per_call: steps in one call into TensorFlow.
+        between: called after each of these.
 
     Returns:
         A function of (iterator of (images, labels, weights), number of steps) that returns scores.
@@ -236,7 +252,9 @@ def evaluator(
     def evaluate(iterator: Iterator, count: int) -> Scores:
         average_statistics()
         trainee.scores()  # forget what was added before
-        steps(iterator, tf.constant(count))
+        for done in range(0, count, steps_per_call):
+            steps(iterator, tf.constant(min(steps_per_call, count - done)))
+            between()
         return trainee.scores()
 
     return evaluate

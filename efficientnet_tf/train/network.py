@@ -2,13 +2,11 @@
 
 import dataclasses
 import re
-from typing import Any
 
 import keras
 
 from efficientnet_tf import preprocessing as preprocessing_lib
-from efficientnet_tf.arch import BlockArgs, Variant, resolve
-from efficientnet_tf.arch.scaling import find
+from efficientnet_tf.arch import Variant, resolve
 from efficientnet_tf.config import Config, ModelConfig
 from efficientnet_tf.models.blocks import dense_initializer
 from efficientnet_tf.models.efficientnet import build
@@ -16,28 +14,6 @@ from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.stages import Stage
 
 _HEAD = "predictions"
-
-
-def describe(config: ModelConfig) -> Variant:
-    """Makes the variant that a configuration asks for: a row of the table with changes.
-
-    Raises:
-        ValueError: unknown variant or wrong block string.
-    """
-    changes: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("width", "depth", "stem_filters", "head_filters")
-        if getattr(config, name) is not None
-    }
-    if config.blocks:
-        changes["blocks"] = tuple(BlockArgs.parse(block) for block in config.blocks)
-    variant = find(config.variant)
-    if changes:
-        changes["name"] = f"{variant.name}-custom"
-    for name in ("dropout_rate", "drop_connect_rate"):
-        if getattr(config, name) is not None:
-            changes[name] = getattr(config, name)
-    return dataclasses.replace(variant, **changes)
 
 
 def trained(config: ModelConfig, variant: Variant, classes: int, stages: tuple[Stage, ...]):

@@ -126,6 +126,14 @@ def append_metrics(workdir: Path, metrics: Mapping[str, float]) -> None:
         writer.writerow(metrics)
 
 
+def write_metrics(workdir: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Makes the files hold these epochs and no others."""
+    for name in METRICS:
+        (workdir / name).unlink(missing_ok=True)
+    for metrics in history:
+        append_metrics(workdir, metrics)
+
+
 class TensorBoard:
     """Writes each epoch's metrics for TensorBoard, which is needed to look at them only.
 

@@ -1,10 +1,15 @@
 """One training run: a configuration and a folder in, a trained model and its record out."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -22,9 +27,10 @@ from efficientnet_tf.page.run import run_page
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.scores import Evaluation
 from efficientnet_tf.stages import Stage
-from efficientnet_tf.train import loop, network, report, workdir
+from efficientnet_tf.train import checkpoint, loop, network, report, workdir
+from efficientnet_tf.train.checkpoint import Progress
 from efficientnet_tf.train.epochs import Epoch, epochs
-from efficientnet_tf.train.setup import Run, prepare
+from efficientnet_tf.train.setup import Run, of_source, prepare
 
 _WORST = 12  # mistakes that the summary shows as pictures
 
@@ -75,6 +81,9 @@ def train(
     of), also when the run fails. summary.html shows the run so far; at the end also how good the
     model is on the test split, class by class, with its worst mistakes.
 
+    A run in the folder with the same settings that was stopped, however, goes on from its last
+    checkpoint; on the same hardware to the same bits as without the stop.
+
     Args:
         config: of the run.
         folder: to write to; made where it is missing.
@@ -87,29 +96,76 @@ def train(
         The best model and its record.
 
     Raises:
-        FileExistsError: the folder holds a run, and `overwrite` is False; or it holds files with
-            the names of a run's results, but no run.
+        FileExistsError: the folder holds another run, and `overwrite` is False; or it holds files
+            with the names of a run's results, but no run.
+        BlockingIOError: a run is going on in the folder.
+        Interrupted: SIGTERM came; the run is saved.
         OSError: the folder cannot be written to.
         ValueError: the configuration or the data cannot be trained with.
-        FloatingPointError: the loss is no longer finite, or was in no epoch for validation.
+        FloatingPointError: the loss or its gradient is no longer finite, or the validation loss was
+            so in no epoch.
     """
     report.require_matplotlib()
-    start = time.perf_counter()
     strategy = strategy or tf.distribute.get_strategy()
-    folder = Path(folder)
-    workdir.check_free(folder, overwrite)
-    run = prepare(config, strategy, source)
-    config, source = run.config, run.source
-    # The model that is kept: float32 whatever trained it, with probabilities as its output.
-    keeper = network.kept(config, run.variant, run.trainee.model)
-    rule = network.evaluation_rule(config, run.trainee.model)
-    _write_start(run, rule, folder)
-    writer = report.TensorBoard(folder / workdir.TENSORBOARD) if tensorboard else None
+    folder, config = Path(folder), of_source(config, source)
+    workdir.check_writable(folder)
+    with workdir.locked(folder), _asked_to_stop() as stopping:
+        saved = workdir.begun(folder, config, overwrite)
+        run = prepare(saved or config, strategy, source)
+        # The model that is kept: float32 whatever trained it, with probabilities as its output.
+        keeper = network.kept(run.config, run.variant, run.trainee.model)
+        rule = network.evaluation_rule(run.config, run.trainee.model)
+        begun = _begin(run, rule, folder, resumed=saved is not None)
+        return _train(run, keeper, rule, folder, begun, stopping, tensorboard)
 
-    history: list[dict[str, float]] = []
-    best: tuple[int, loop.Scores] | None = None
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM came, by which shared machines ask programs to end soon."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # only the main thread can listen to signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
-        for epoch in epochs(run, rule):
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _train(
+    run: Run,
+    keeper: keras.Model,
+    rule: Preprocessing,
+    folder: Path,
+    begun: Progress,
+    stopping: Callable[[], bool],
+    tensorboard: bool,
+) -> Result:
+    config, source = run.config, run.source
+    start = time.perf_counter() - begun.seconds
+    writer = report.TensorBoard(folder / workdir.TENSORBOARD) if tensorboard else None
+    history, best = list(begun.history), begun.best
+
+    def save(position: Progress) -> None:
+        progress = dataclasses.replace(
+            position,
+            seconds=time.perf_counter() - start,
+            history=tuple(history),
+            best=best,
+            bad=_bad(run),
+            data=_identity(source),
+        )
+        checkpoint.save(
+            folder / workdir.CHECKPOINTS,
+            progress,
+            run.strategy,
+            run.trainee,
+            config.train.keep_checkpoints,
+        )
+
+    try:
+        for epoch in epochs(run, rule, begun, save, stopping):
             number, metrics, scores = len(history) + 1, epoch.metrics, epoch.scores
             # One that answers nan can still be right about some pictures, and look best.
             if math.isfinite(scores.loss) and (best is None or _rank(scores) > _rank(best[1])):
@@ -128,8 +184,7 @@ def train(
                 logging.info("No better validation accuracy for %d epochs.", config.train.patience)
                 break
     finally:
-        names = (*source.bad, *run.bad["train"].names, *run.bad["validation"].names)
-        workdir.save_names(folder / workdir.BAD_PICTURES, names)
+        workdir.save_names(folder / workdir.BAD_PICTURES, (*source.bad, *begun.bad, *_bad(run)))
     if writer:
         writer.close()
     report.draw_curves(history, folder / report.CURVES)
@@ -164,18 +219,30 @@ def train(
     )
 
 
-def _write_start(run: Run, rule: Preprocessing, folder: Path) -> None:
-    """Claims the folder, writes what is known before training, and says what will happen."""
-    workdir.claim(folder)
-    texts = {
-        workdir.CONFIG: config_lib.to_json(run.config),
-        workdir.LABELS: "\n".join(run.source.class_names) + "\n",
-        workdir.PREPROCESSING: json.dumps(rule.to_dict(), indent=2) + "\n",
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    workdir.save_names(folder / workdir.BAD_PICTURES, run.source.bad)
-    logging.info("settings:\n%s", config_lib.to_table(run.config))
+def _begin(run: Run, rule: Preprocessing, folder: Path, resumed: bool) -> Progress:
+    """Writes what is known before training, or takes up the run where it stopped."""
+    begun = None
+    if resumed:
+        begun = checkpoint.restore(folder / workdir.CHECKPOINTS, run.strategy, run.trainee)
+    if begun is None:
+        begun = Progress()
+        _write_start(run, rule, folder)
+    elif begun.data != _identity(run.source):
+        raise ValueError(
+            f"The pictures of {run.source.name} are not those that the run in {folder} began with:"
+            f" {_identity(run.source)}, then {begun.data}. Bring them back, or start anew"
+            " (--overwrite)."
+        )
+    else:
+        report.write_metrics(folder, begun.history)
+        logging.info(
+            "The run in %s goes on after step %d of epoch %d.", folder, begun.done, begun.epoch
+        )
+        if ":" in run.config.data.augment or run.config.data.service:
+            logging.warning(
+                "data.augment with a layer of Keras or KerasCV, and data.service, do not repeat"
+                " themselves: the run goes on, but not to the same bits."
+            )
     logging.info(
         "%s: %d parameters, %d steps of %d pictures per epoch\n%s",
         run.variant.name,
@@ -184,6 +251,31 @@ def _write_start(run: Run, rule: Preprocessing, folder: Path) -> None:
         run.config.batch_size,
         stages_lib.table(run.stages),
     )
+    return begun
+
+
+def _bad(run: Run) -> tuple[str, ...]:
+    return (*run.bad["train"].names, *run.bad["validation"].names)
+
+
+def _identity(source: Source) -> dict[str, object]:
+    """What tells pictures from others, but for what they show."""
+    names = hashlib.sha256("\n".join(source.class_names).encode("utf-8", "surrogateescape"))
+    return {"examples": dict(source.num_examples), "class_names": names.hexdigest()[:16]}
+
+
+def _write_start(run: Run, rule: Preprocessing, folder: Path) -> None:
+    """Claims the folder, writes what is known before training, and says what will happen."""
+    workdir.claim(folder)
+    texts = {
+        workdir.LABELS: "\n".join(run.source.class_names) + "\n",
+        workdir.PREPROCESSING: json.dumps(rule.to_dict(), indent=2) + "\n",
+        workdir.CONFIG: config_lib.to_json(run.config),
+    }
+    for name, text in texts.items():
+        workdir.write_text(folder / name, text)
+    workdir.save_names(folder / workdir.BAD_PICTURES, run.source.bad)
+    logging.info("settings:\n%s", config_lib.to_table(run.config))
 
 
 def _save(keeper: keras.Model, epoch: Epoch, folder: Path) -> None:

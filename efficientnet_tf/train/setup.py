@@ -11,6 +11,7 @@ from efficientnet_tf import stages as stages_lib
 from efficientnet_tf.arch import Variant
 from efficientnet_tf.config import Config
 from efficientnet_tf.config.data import GIVEN
+from efficientnet_tf.config.model import describe
 from efficientnet_tf.data.bad import BadRecords
 from efficientnet_tf.data.sources import Source, open_source
 from efficientnet_tf.stages import Stage
@@ -50,6 +51,13 @@ class Run:
         return self.stages[-1].last_epoch
 
 
+def of_source(config: Config, source: Source | None) -> Config:
+    """Says in a configuration that its pictures are given, not opened by name."""
+    if source is None or config.data.source == source.name:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=GIVEN))
+
+
 def prepare(config: Config, strategy: tf.distribute.Strategy, source: Source | None) -> Run:
     """Opens the data, and builds the network and the optimizer under the strategy.
 
@@ -63,13 +71,10 @@ def prepare(config: Config, strategy: tf.distribute.Strategy, source: Source | N
     """
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
-    variant = network.describe(config.model)
+    variant = describe(config.model)
     if config.data.batch_size is not None:
         _check_batch(config, strategy.num_replicas_in_sync)
-    if source is None:
-        source = open_source(config.data)
-    elif config.data.source != source.name:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=GIVEN))
+    source = source or open_source(config.data)
     if source.multi_label and config.train.loss == "softmax":
         logging.warning(
             "%s has several labels per picture; train.loss=softmax shares the weight among them."

@@ -1,14 +1,18 @@
 """The folder of a run: what may be written there, and files that are always whole."""
 
+import contextlib
+import dataclasses
+import fcntl
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import keras
 
 from efficientnet_tf import preprocessing as preprocessing_lib
-from efficientnet_tf.train import report
+from efficientnet_tf.config import Config, differences, from_json
+from efficientnet_tf.train import checkpoint, report
 
 CONFIG = "config.json"
 BEST = "best.keras"
@@ -20,7 +24,9 @@ PREPROCESSING = preprocessing_lib.FILE
 BAD_PICTURES = "unreadable.txt"
 TENSORBOARD = "tensorboard"  # folder
 EXPORT = "export"  # folder for what is made from the model afterwards
-_FOLDERS = (EXPORT, TENSORBOARD)
+CHECKPOINTS = checkpoint.FOLDER
+_LOCK = ".lock"
+_FOLDERS = (EXPORT, TENSORBOARD, CHECKPOINTS)
 _FILES = (
     *report.METRICS,
     BEST,
@@ -35,14 +41,63 @@ _FILES = (
 )
 
 
-def check_free(workdir: Path, overwrite: bool) -> None:
-    """Refuses, before anything is read, a folder that the run could not or must not write to.
+def check_writable(workdir: Path) -> None:
+    """Refuses, before anything is read, a folder that cannot be written to.
 
     Raises:
-        FileExistsError: it holds a run, and `overwrite` is False; or files with the names of a
-            run's results, but no run.
         NotADirectoryError: it is a file, or below one.
         PermissionError: it is read-only.
+    """
+    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"workdir must be a folder. {nearest} is a file.")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"workdir must be a folder to write to. {nearest} is read-only.")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes from running in it.
+
+    Raises:
+        BlockingIOError: one runs in it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / _LOCK
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # gone with the process, however it ends
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(
+                f"Process {file.read().strip()} is running in {workdir}. Choose another workdir."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def begun(workdir: Path, config: Config, overwrite: bool) -> Config | None:
+    """Finds the run in a folder that goes on with a configuration.
+
+    Args:
+        workdir: the folder.
+        config: of the run that is asked for.
+        overwrite: whether another run may be removed.
+
+    Returns:
+        The configuration of the run that was begun there, with what was chosen when it began. None
+        where a new one may begin.
+
+    Raises:
+        FileExistsError: the folder holds a run with other settings or without checkpoints, and
+            `overwrite` is False; or files with the names of a run's results, but no run.
     """
     found = [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]
     if found and CONFIG not in found:
@@ -51,16 +106,36 @@ def check_free(workdir: Path, overwrite: bool) -> None:
             f"{workdir} holds {', '.join(found)}, but no {CONFIG}, and so no run that could be"
             " overwritten. Choose another workdir."
         )
-    if found and not overwrite:
+    if not found or overwrite:
+        return None
+    saved = from_json((workdir / CONFIG).read_text(encoding="utf-8"))
+    other = _differences(saved, config)
+    if other:
         raise FileExistsError(
-            f"{workdir} holds a run already. Choose another workdir, or ask to overwrite it"
+            f"{workdir} holds a run already, with other settings: {', '.join(other)}. Choose"
+            " another workdir, give that run's settings to go on with it, or ask to overwrite it"
             " (--overwrite)."
         )
-    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"workdir must be a folder. {nearest} is a file.")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"workdir must be a folder to write to. {nearest} is read-only.")
+    if (workdir / CHECKPOINTS).exists():
+        return saved
+    if any((workdir / name).exists() for name in (BEST, *report.METRICS)):
+        raise FileExistsError(
+            f"{workdir} holds a run already, without {CHECKPOINTS} to go on from. Choose another"
+            " workdir, or ask to overwrite it (--overwrite)."
+        )
+    return None  # it ended before its first checkpoint
+
+
+def _differences(saved: Config, config: Config) -> list[str]:
+    """Settings that would give another run."""
+    batch_size = config.data.batch_size or saved.data.batch_size  # chosen when a run begins
+    train = dataclasses.replace(
+        config.train,
+        checkpoint_steps=saved.train.checkpoint_steps,
+        keep_checkpoints=saved.train.keep_checkpoints,
+    )
+    data = dataclasses.replace(config.data, batch_size=batch_size)
+    return differences(saved, dataclasses.replace(config, data=data, train=train))
 
 
 def claim(workdir: Path) -> None:
@@ -88,10 +163,15 @@ def save_raw(model: keras.Model, workdir: Path) -> None:
 def save_names(path: Path, names: Sequence[str]) -> None:
     """Writes names, one per line, each once; nothing where there are none."""
     if names:
-        path.write_text("\n".join(dict.fromkeys(names)) + "\n", encoding="utf-8")
+        write_text(path, "\n".join(dict.fromkeys(names)) + "\n")
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a text, whole or not at all."""
+    _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".writing-{path.name}")  # Keras tells the format from the ending
     try:
         write(temporary)

@@ -1,0 +1,278 @@
+"""Runs that are stopped and go on: to the same bits, whatever stopped them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from efficientnet_tf.config import override
+from efficientnet_tf.data import arrays
+from efficientnet_tf.recipes import RECIPES
+from efficientnet_tf.train import checkpoint, epochs, report, run, workdir
+
+# Every part that has a state of its own: dropout, stochastic depth, momentum, moving average,
+# batch statistics, augmentation, mixup, two stages.
+SETTINGS = (
+    "model.blocks=r1_k3_s22_e1_i8_o8_c1,r2_k3_s22_e2_i8_o16_se0.25",
+    "model.stem_filters=8",
+    "model.head_filters=32",
+    "model.drop_connect_rate=0.2",
+    "data.augment=randaugment",
+    "data.mixup=0.2",
+    "progressive.stages=2",
+    "progressive.image_size=24",
+    "train.epochs=4",
+    "train.steps_per_epoch=6",
+    "train.steps_per_call=2",
+    "train.checkpoint_steps=4",
+    "train.warmup_epochs=1",
+)
+CONFIG = override(RECIPES["digits"], *SETTINGS)
+TIMED = ("seconds", "images_per_second")
+
+PROGRAM = """
+import sys
+import tensorflow as tf
+from efficientnet_tf.config import override
+from efficientnet_tf.recipes import RECIPES
+from efficientnet_tf.train import run, strategy
+folder, replicas, *settings = sys.argv[1:]
+if int(replicas) > 1:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    devices = [tf.config.LogicalDeviceConfiguration()] * int(replicas)
+    tf.config.set_logical_device_configuration(cpu, devices)
+chosen = strategy.create("mirrored" if int(replicas) > 1 else "cpu")
+run.train(override(RECIPES["digits"], *settings), folder, strategy=chosen)
+"""
+
+
+def _start(folder, replicas=1):
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(replicas), *SETTINGS]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def _finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:].decode()
+
+
+def _state(folder):
+    """Everything that the last checkpoint holds, and the metrics that do not tell the time."""
+    last = max((folder / workdir.CHECKPOINTS).glob("*.npz"))
+    with np.load(last) as file:
+        state = {name: file[name] for name in file.files if name != "progress"}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    history = [
+        {name: value for name, value in json.loads(line).items() if name not in TIMED}
+        for line in lines
+    ]
+    return last.name, state, history
+
+
+def _assert_same(folder, other):
+    (name, state, history), (other_name, others, other_history) = _state(folder), _state(other)
+    assert name == other_name
+    assert state.keys() == others.keys()
+    different = [key for key in state if not np.array_equal(state[key], others[key])]
+    assert not different
+    assert history == other_history
+
+
+def _stop_at(monkeypatch, target, name, count):
+    """Sends SIGTERM when a function is called for the `count`-th time."""
+    function, calls = getattr(target, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, counted)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = run.train(CONFIG, folder)
+    return folder, result
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "count"),
+    [
+        (report.Progress, "update", 4),  # within the second epoch
+        (epochs, "_named", 3),  # between an epoch's two evaluations
+    ],
+)
+def test_a_run_that_is_asked_to_stop_goes_on(whole, tmp_path, monkeypatch, target, name, count):
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        _stop_at(patch, target, name, count)
+        with pytest.raises(epochs.Interrupted):
+            run.train(CONFIG, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    result = run.train(CONFIG, tmp_path)
+    _assert_same(tmp_path, whole[0])
+    assert result.test.top1 == whole[1].test.top1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_damaged_checkpoints_are_passed_over(whole, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    last = max((folder / workdir.CHECKPOINTS).glob("*.npz"))
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1  # a single bit
+    last.write_bytes(content)
+    (folder / workdir.CHECKPOINTS / ".writing-x.npz").write_bytes(b"half")
+    run.train(CONFIG, folder)
+    assert f"{last.name} is damaged" in caplog.text
+    _assert_same(folder, whole[0])
+    assert not list((folder / workdir.CHECKPOINTS).glob(".writing-*"))
+    for path in (folder / workdir.CHECKPOINTS).glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"All 2 checkpoints .* are damaged.*--overwrite"):
+        run.train(CONFIG, folder)
+
+
+def test_a_finished_run_is_not_trained_again(whole, monkeypatch):
+    folder, result = whole
+    best = (folder / workdir.BEST).read_bytes()
+
+    def no_step(*_, **__):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(epochs.loop, "training_steps", lambda *_: no_step)
+    again = run.train(CONFIG, folder)
+    assert again.test.top1 == result.test.top1
+    assert again.best_epoch == result.best_epoch
+    if result.best_epoch < CONFIG.train.epochs:
+        assert (folder / workdir.BEST).read_bytes() == best
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused(whole, tmp_path):
+    folder = whole[0]
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"train\.epochs=4 \(5\).*--overwrite"):
+        run.train(override(CONFIG, "train.epochs=5"), folder)
+    images = np.zeros((60, 8, 8, 3), np.uint8)
+    source = arrays.from_arrays(images, np.arange(60) % 3)
+    given = override(CONFIG, "train.epochs=2", "train.steps_per_epoch=2")
+    run.train(given, tmp_path, source=source)
+    other = arrays.from_arrays(images[:50], np.arange(50) % 3)
+    with pytest.raises(ValueError, match=r"not those that the run in .* began with"):
+        run.train(given, tmp_path, source=other)
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    running = rf"Process {os.getpid()} is running in"
+    with workdir.locked(tmp_path), pytest.raises(BlockingIOError, match=running):
+        run.train(CONFIG, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_step_that_is_not_finite_is_told_with_its_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
+    source = arrays.from_arrays(images, np.arange(64) % 2, class_names=["a", "b"])
+    config = override(
+        CONFIG,
+        "data.batch_size=8",
+        "data.mixup=0",
+        "data.augment=none",
+        "progressive.stages=1",
+        "progressive.image_size=128",
+        "train.epochs=2",
+        "train.warmup_epochs=0",
+        "train.optimizer=sgd",
+        "train.learning_rate=1e30",
+    )
+    with pytest.raises(FloatingPointError, match=r"not finite in step [23] \(epoch 1\)") as caught:
+        run.train(config, tmp_path, source=source)
+    text = str(caught.value)
+    assert "at the learning rate" in text
+    first = 8 * (int(text.split("in step ")[1].split()[0]) - 1)
+    records = source.records("train", config.train.seed, first).take(8)
+    names = [source.describe(*record).numpy().decode() for record in records]
+    assert all(name in text for name in names)
+
+
+def test_a_full_disk_leaves_what_was_saved(whole, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("A small file system can be mounted by root only.")
+    try:
+        trainee = run.prepare(CONFIG, run.tf.distribute.get_strategy(), None).trainee
+        strategy = run.tf.distribute.get_strategy()
+        checkpoint.save(small, checkpoint.Progress(1, 2), strategy, trainee, keep=2)
+        taken = sum(path.stat().st_size for path in small.iterdir())
+        (small / "other").write_bytes(b"x" * (2**20 - taken - 50_000))
+        with pytest.raises(OSError, match=r"No space left on device.*those before it are whole"):
+            checkpoint.save(small, checkpoint.Progress(1, 4), strategy, trainee, keep=2)
+        assert sorted(path.name for path in small.iterdir()) == ["000001-000000002.npz", "other"]
+        found = checkpoint.restore(small, strategy, trainee)
+        assert (found.epoch, found.done) == (1, 2)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "kills"),
+    [
+        (1, 2),
+        pytest.param(1, 20, marks=pytest.mark.slow),
+        pytest.param(2, 20, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(replicas, kills, whole, tmp_path):
+    """SIGKILL at random moments: while steps are taken, pictures scored, files written."""
+    expected = whole[0]
+    if replicas > 1:
+        expected = tmp_path / "expected"
+        _finish(_start(expected, replicas))
+    folder, rng = tmp_path / "run", random.Random(0)
+    for _ in range(kills):
+        process = _start(folder, replicas)
+        written = set(folder.rglob("*.npz"))
+        deadline = time.monotonic() + 120
+        # Most of a process' time is its start: wait until it has come further, then a moment.
+        while set(folder.rglob("*.npz")) <= written and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(rng.choice([0, rng.uniform(0, 0.3), rng.uniform(0, 3)]))
+        process.kill()
+        process.communicate()
+        if len(list(folder.glob("metrics.jsonl"))) and process.returncode == 0:
+            shutil.rmtree(folder)  # it had finished: begin again
+    _finish(_start(folder, replicas))
+    _assert_same(folder, expected)
+
+
+def test_a_run_of_two_replicas_goes_on_with_one(tmp_path, caplog):
+    process = _start(tmp_path, 2)
+    while not list(tmp_path.rglob("*.npz")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert b"Interrupted" in errors
+    result = run.train(CONFIG, tmp_path)
+    assert "another number of replicas" in caplog.text
+    assert [row["step"] for row in result.history] == [6, 12, 18, 24]
