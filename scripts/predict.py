@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _MODEL = flags.DEFINE_string(
     "model",
     "efficientnetv2-s",
-    "Name of the network, e.g. efficientnet-b0, or path of a .keras file.",
+    "Name of the network, e.g. efficientnet-b0, path of a .keras file, or folder of a run.",
 )
 _WEIGHTS = flags.DEFINE_string(
     "weights",
@@ -44,16 +44,16 @@ def main(argv: Sequence[str]) -> int:
     """Classifies the files named on the command line."""
     if len(argv) < 2:
         return _fail("no picture. Usage: predict.py IMAGE… [--model=NAME] [--weights=TAG]")
-    from efficientnet_tf import predict  # takes seconds: after the usage is known to be right
+    from efficientnet_tf import classifier, predict  # seconds: after the usage is known to be right
 
     weights = _WEIGHTS.value
-    if weights is None and not _MODEL.value.endswith(".keras"):
-        weights = "imagenet"
-    elif weights == "none":
-        weights = None
-        print("WARNING: random weights: the answers below mean nothing.", file=sys.stderr)
     failures = 0
     try:
+        if weights is None and classifier.file_of(_MODEL.value) is None:
+            weights = "imagenet"
+        elif weights == "none":
+            weights = None
+            print("WARNING: random weights: the answers below mean nothing.", file=sys.stderr)
         model, preprocessing, labels = predict.load(_MODEL.value, weights, labels=_LABELS.value)
         answers = predict.classify_files(argv[1:], model, preprocessing, _TOP.value, labels=labels)
         for answer in answers:

@@ -78,17 +78,19 @@ def center_crop(image, preprocessing: Preprocessing):
     """Takes the part of a picture that the weights' crop rule leaves.
 
     Args:
-        image: (height, width, channels), any dtype.
+        image: (height, width, channels), or a batch of them, any dtype.
         preprocessing: its `crop` and `size` count.
 
     Returns:
-        (side, side, channels) of the same dtype; the whole image where the rule is "squash".
+        (side, side, channels), or a batch of them, of the same dtype; the whole image where the
+        rule is "squash".
     """
     image = tf.convert_to_tensor(image)
     if preprocessing.crop_ratio is None:
         return image
-    top, left, height, width = tf.unstack(center_box(tf.shape(image)[:2], preprocessing))
-    return image[top : top + height, left : left + width]
+    box = center_box(tf.shape(image)[-3:-1], preprocessing)
+    top, left, height, width = tf.unstack(box)
+    return image[..., top : top + height, left : left + width, :]
 
 
 def center_box(shape, preprocessing: Preprocessing):
@@ -113,15 +115,17 @@ def resize(image, size: int, method: str):
     """Resizes to a square by one of `preprocessing.RESIZE_METHODS`.
 
     Args:
-        image: uint8 or floating (height, width, channels) in [0, 255].
+        image: uint8 or floating (height, width, channels), or a batch of them, in [0, 255].
         size: pixels.
         method: "bicubic_legacy" overshoots [0, 255] a little at edges, as in the published
             evaluation; the other methods stay inside.
 
     Returns:
-        float32 (size, size, channels).
+        float32 (size, size, channels), or a batch of them.
     """
-    batch = tf.convert_to_tensor(image)[tf.newaxis]
+    image = tf.convert_to_tensor(image)
+    single = image.shape.rank == 3
+    batch = image[tf.newaxis] if single else image
     if method == "bicubic_legacy":
         resized = tf.raw_ops.ResizeBicubic(images=batch, size=(size, size))
     elif method == "bilinear_legacy":
@@ -133,7 +137,8 @@ def resize(image, size: int, method: str):
         resized = tf.clip_by_value(resized, 0.0, 255.0)
     else:
         raise ValueError(f"No resize method {method!r}; see preprocessing.RESIZE_METHODS.")
-    return tf.cast(resized, tf.float32)[0]
+    resized = tf.cast(resized, tf.float32)
+    return resized[0] if single else resized
 
 
 def resize_and_crop(image, preprocessing: Preprocessing):
@@ -142,11 +147,12 @@ def resize_and_crop(image, preprocessing: Preprocessing):
     Normalisation is not applied: the model's first layer does it.
 
     Args:
-        image: uint8 or floating (height, width, channels) in [0, 255].
+        image: uint8 or floating (height, width, channels), or a batch of them, in [0, 255].
         preprocessing: of the weights.
 
     Returns:
-        float32 (size, size, channels) in [0, 255] (but see `resize` for "bicubic_legacy").
+        float32 (size, size, channels), or a batch of them, in [0, 255] (but see `resize` for
+        "bicubic_legacy").
     """
     cropped = center_crop(image, preprocessing)
     return resize(cropped, preprocessing.size, preprocessing.resize_method)

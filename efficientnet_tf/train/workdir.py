@@ -59,9 +59,12 @@ def check_writable(workdir: Path) -> None:
 def locked(workdir: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes from running in it.
 
+    A folder in which nothing was written is removed again.
+
     Raises:
         BlockingIOError: one runs in it.
     """
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / _LOCK
     with open(path, "a+", encoding="utf-8") as file:
@@ -81,6 +84,9 @@ def locked(workdir: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                for folder in made:
+                    folder.rmdir()
 
 
 def begun(workdir: Path, config: Config, overwrite: bool) -> Config | None:
