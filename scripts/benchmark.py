@@ -13,6 +13,10 @@ measures the stages of the input pipeline instead (`benchmark_input.py`), and
 
 what parts of a training step cost and how it grows with pictures and batch (`benchmark_costs.py`).
 
+    python scripts/benchmark.py --artefacts
+
+exports the variants and measures the files in their runtimes (`benchmark_artefacts.py`).
+
 Both sides run in one process, in turn and in random order; the table has medians and the median of
 the rounds' ratios. Peak memory is that of a process of its own for each side.
 """
@@ -37,6 +41,7 @@ flags.DEFINE_integer("batch_size", 32, "Pictures per batch.", lower_bound=1)
 flags.DEFINE_integer("rounds", 20, "Rounds of training steps and inference.", lower_bound=3)
 flags.DEFINE_bool("input", False, "Measure the input pipeline; --size is 224 unless given.")
 flags.DEFINE_bool("costs", False, "Measure what parts of a training step cost.")
+flags.DEFINE_bool("artefacts", False, "Measure exported files; --size is 224 unless given.")
 flags.DEFINE_string("data", None, "For --input: folder:PATH; generated pictures if not given.")
 flags.DEFINE_string("memory_of", None, "For the child processes: ours or keras.applications.")
 
@@ -194,6 +199,15 @@ def main(argv: list[str]) -> None:
 
         for variant in FLAGS.variant:
             benchmark_costs.report(variant, FLAGS.size, FLAGS.batch_size, FLAGS.rounds, interleave)
+        return
+    if FLAGS.artefacts:
+        import benchmark_artefacts
+
+        FLAGS.size = FLAGS.size if FLAGS["size"].present else benchmark_artefacts.INPUT_SIZE
+        for variant in FLAGS.variant:
+            has_peer = "-b" in variant
+            peer = make(PEER, variant) if has_peer else None
+            benchmark_artefacts.report(variant, FLAGS.size, FLAGS.rounds, peer)
         return
     if FLAGS.memory_of:
         print_memory(FLAGS.memory_of, FLAGS.variant[-1])

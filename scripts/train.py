@@ -3,9 +3,13 @@
 python scripts/train.py
 python scripts/train.py --recipe=finetune --data=folder:flowers --weights=imagenet
 python scripts/train.py --recipe=small --data=folder:flowers --set=train.epochs=20
+
+A run that was stopped goes on when it is started again with the same settings and --workdir. Exit
+code: 0 when all is done, 1 after an error, 75 when SIGTERM stopped it and it was saved.
 """
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -16,11 +20,12 @@ from absl import app, flags, logging
 
 from efficientnet_tf import config as config_lib
 from efficientnet_tf import recipes
-from efficientnet_tf.data import pipeline
-from efficientnet_tf.data.bad import BadRecords
-from efficientnet_tf.export import artifacts
+from efficientnet_tf.classifier import Classifier, origin
+from efficientnet_tf.export import artifacts, pictures, verify
+from efficientnet_tf.labels import Label
 from efficientnet_tf.train import run, workdir
 from efficientnet_tf.train import strategy as strategy_lib
+from efficientnet_tf.train.epochs import Interrupted
 
 _RECIPE = flags.DEFINE_string("recipe", "digits", "Run to start from; see --list.")
 _LIST = flags.DEFINE_bool("list", False, "Whether to print the recipes' names and stop.")
@@ -82,11 +87,14 @@ def main(argv):
     folder = _WORKDIR.value or f"runs/{_RECIPE.value}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         _run(config, folder)
+    except Interrupted:
+        print(f"\nStopped and saved. The same command with --workdir={folder} goes on.")
+        sys.exit(os.EX_TEMPFAIL)
     except (ValueError, ImportError, OSError, RuntimeError, FloatingPointError) as error:
         logging.debug("Where it happened:", exc_info=True)
         sys.exit(f"error: {error}\n(--verbosity=1 shows where in the code.)")
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What was finished, if anything, is in {folder}.")
+        print(f"\nInterrupted. The same command with --workdir={folder} goes on.")
         sys.exit(130)
 
 
@@ -99,22 +107,20 @@ def _run(config, folder):
         overwrite=_OVERWRITE.value,
         tensorboard=_TENSORBOARD.value,
     )
+    exported = Path(folder) / workdir.EXPORT
+    shutil.rmtree(exported, ignore_errors=True)  # of a run that was started again after its end
+    labels = tuple(Label("", name) for name in result.source.class_names)
     reports = artifacts.export(
-        result.model,
-        Path(folder) / workdir.EXPORT,
-        result.source.class_names,
-        lambda: pipeline.pictures(
-            result.source,
-            "test",
-            result.rule,
-            result.config.batch_size,
-            found=BadRecords(result.config.data.max_bad),
-        ),
+        Classifier(result.model, result.rule, labels),
+        exported,
+        ("saved_model", "tflite"),
+        pictures.from_source(result.source, "test", None, max_bad=result.config.data.max_bad),
+        origin=origin(folder),
     )
     print(
         f"\nBest of {len(result.history)} epochs: {result.best_epoch}"
         f" (validation accuracy {result.validation.accuracy:.2%}), {result.seconds:.0f} s."
-        f" On {reports[0].count} test pictures:\n\n{artifacts.table(reports)}\n\n"
+        f" On {reports[0].count} test pictures:\n\n{verify.table(reports)}\n\n"
         f"Everything is in {folder}; {workdir.SUMMARY} shows it."
     )
 

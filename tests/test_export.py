@@ -1,171 +1,235 @@
-"""Export: the files answer as the model does, and a file that does not is never put in place."""
+"""Export: what is put in place, what is said about it, and that it is the same every time."""
 
+import fcntl
 import json
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exporting import NAMES, ORIGIN, RULE, classifier, hashes, network, pictures, prepared
 
-from efficientnet_tf.export import artifacts, saved_model, tflite, verify
-from efficientnet_tf.models.efficientnet import build
-from efficientnet_tf.recipes import RECIPES
-from efficientnet_tf.train import network
+from efficientnet_tf import classifier as classifier_lib
+from efficientnet_tf.export import artifacts, place, runtimes, verify
+from efficientnet_tf.export.formats import Options
 
-NAMES = ("ant", "bee", "cow", "dog", "emu")
+LABELS = np.random.default_rng(3).integers(0, len(NAMES), 19)
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A small V2 with statistics that are not the initial ones, so that their loss would show."""
-    config = RECIPES["digits"].model
-    keras.utils.set_random_seed(5)
-    variant = network.describe(config)
-    model = build(variant, classes=len(NAMES), input_shape=(32, 32, 3))
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.path.endswith(("gamma", "moving_variance")):
-            variable.assign(random.uniform(0.7, 1.4, variable.shape))
-        if variable.path.endswith(("beta", "bias", "moving_mean")):
-            variable.assign(random.uniform(-0.2, 0.2, variable.shape))
-    return model
+    return network()
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """19 pictures with labels, in batches of 8, 8 and 3."""
-    random = np.random.default_rng(1)
-    images = random.uniform(0, 255, (19, 32, 32, 3)).astype(np.float32)
-    labels = random.integers(0, len(NAMES), 19)
-    return [(images[i : i + 8], labels[i : i + 8]) for i in (0, 8, 16)]
-
-
-@pytest.fixture(scope="module")
-def exported(model, pictures, tmp_path_factory):
+def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    return folder, artifacts.export(model, folder, NAMES, lambda: pictures)
+    formats = ("saved_model", "tflite", "keras")
+    reports = artifacts.export(classifier(model), folder, formats, pictures(LABELS), origin=ORIGIN)
+    return folder, reports
 
 
-def test_everything_is_in_place_and_reported(exported, model, pictures):
+def test_everything_is_in_place_and_reported(exported, model):
     folder, reports = exported
-    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    assert files == [
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "model.keras",
+        "model.keras.manifest.json",
         "model.tflite",
+        "model.tflite.manifest.json",
         "report.json",
-        "saved_model/1/assets/labels.txt",
-        "saved_model/1/fingerprint.pb",
-        "saved_model/1/saved_model.pb",
-        "saved_model/1/variables/variables.data-00000-of-00001",
-        "saved_model/1/variables/variables.index",
+        "saved_model",
     ]
+    assert [p.name for p in (folder / "saved_model").iterdir()] == ["1"]
     assert (folder / "saved_model/1/assets/labels.txt").read_text().split() == list(NAMES)
-    hits = [model(images).numpy().argmax(-1) == labels for images, labels in pictures]
-    accuracy = np.concatenate(hits).mean()
-    assert [report.name for report in reports] == ["saved_model", "model.tflite"]
+    answers = model(prepared()).numpy()
+    assert len(set(answers.argmax(-1))) > 1  # or agreement would mean nothing
+    accuracy = np.mean(answers.argmax(-1) == LABELS)
+    assert [report.name for report in reports] == ["saved_model", "model.tflite", "model.keras"]
     for report in reports:
+        assert report.failure is None
         assert report.count == 19
-        assert report.accuracy == report.model_accuracy == accuracy
+        assert report.accuracy == report.model_accuracy == pytest.approx(accuracy)
         assert report.agreement == 1
-        assert 0 <= report.difference < 1e-5
-    assert json.loads((folder / "report.json").read_text())[1]["name"] == "model.tflite"
-    table = artifacts.table(reports).splitlines()
+        assert 0 <= report.error <= report.difference < 1e-5
+        assert [row.model for row in report.rows] == answers.argmax(-1).tolist()
+        assert [row.label for row in report.rows] == LABELS.tolist()
+        np.testing.assert_allclose(
+            [row.model_probability for row in report.rows], answers.max(-1), rtol=1e-5
+        )
+    assert set(reports[0].checks) >= {"serving_default", "images_uint8", "classify", "features"}
+    written = json.loads((folder / "report.json").read_text())
+    assert [entry["name"] for entry in written] == [report.name for report in reports]
+    assert written[1]["rows"][2]["name"] == "picture 2"
+    table = verify.table(reports).splitlines()
     assert [line.split()[0] for line in table] == [
         "artefact",
         "keras",
         "saved_model",
         "model.tflite",
+        "model.keras",
     ]
     assert all(f"{accuracy:.2%}" in line for line in table[1:])
 
 
-def test_each_variable_is_stored_once(exported, model):
-    folder, _ = exported
-    size = (folder / "saved_model/1/variables/variables.data-00000-of-00001").stat().st_size
-    assert size < 1.1 * 4 * model.count_params()
+def test_manifests_tell_what_the_files_are(exported):
+    folder, reports = exported
+    places = {
+        "saved_model": folder / "saved_model/1/manifest.json",
+        "tflite": folder / "model.tflite.manifest.json",
+    }
+    found = hashes(folder)
+    for (artefact, path), report in zip(places.items(), reports[:2], strict=True):
+        content = json.loads(path.read_text())
+        assert content["artefact"] == artefact
+        assert (content["variant"], content["weights"]["sha256"]) == ("tiny", "0" * 64)
+        assert content["labels"] == list(NAMES)
+        assert content["preprocessing"] == RULE.to_dict()
+        assert content["versions"]["tensorflow"] == tf.__version__
+        assert content["gate"]["difference"] == report.difference
+        assert content["gate"]["count"] == 19
+        prefix = "saved_model/1/" if artefact == "saved_model" else ""
+        files = {prefix + name: entry["sha256"] for name, entry in content["files"].items()}
+        assert files.items() <= found.items()
+        others = [name for name in found if name.startswith(prefix or "model.tflite")]
+        assert set(files) == {name for name in others if not name.endswith("manifest.json")}
+    images = json.loads(places["tflite"].read_text())["signatures"]["serving_default"]["inputs"]
+    assert images == {"images": {"dtype": "float32", "shape": [None, 48, 48, 3]}}
 
 
-def test_saved_model_answers_in_a_process_without_keras(exported, model, pictures, tmp_path):
+def test_the_same_input_gives_the_same_bytes(exported, model, tmp_path):
     folder, _ = exported
-    images = pictures[2][0]
-    np.save(tmp_path / "images.npy", images)
-    code = """
-import sys
-import numpy as np
-import tensorflow as tf
-sys.modules["keras"] = sys.modules["efficientnet_tf"] = None
-loaded = tf.saved_model.load(sys.argv[1])
-images = np.load(sys.argv[2] + "/images.npy")
-serve, logits = loaded.signatures["serving_default"], loaded.signatures["logits"]
-assert serve.structured_input_signature[1]["images"].shape.as_list() == [None, 32, 32, 3]
-assert list(serve.structured_outputs) == ["probabilities"]
-np.save(sys.argv[2] + "/probabilities.npy", serve(images=images)["probabilities"])
-np.save(sys.argv[2] + "/logits.npy", logits(images=images[:1])["logits"])
-"""
-    subprocess.run(
-        [sys.executable, "-c", code, str(folder / "saved_model/1"), str(tmp_path)],
-        check=True,
-        timeout=120,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    formats = ("saved_model", "tflite", "keras")
+    artifacts.export(classifier(model), tmp_path, formats, pictures(LABELS), origin=ORIGIN)
+    assert hashes(tmp_path) == hashes(folder)
+
+
+def test_answers_come_from_a_process_without_keras(exported, model, tmp_path, monkeypatch):
+    """Modules that leave a mark where they are imported, before the real ones on the path."""
+    folder, _ = exported
+    fake = tmp_path / "fake"
+    for name in ("keras", "efficientnet_tf"):
+        (fake / name).mkdir(parents=True)
+        mark = f"open({str(tmp_path / name)!r}, 'w').close()\nraise ImportError('the fake one')\n"
+        (fake / name / "__init__.py").write_text(mark)
+    monkeypatch.setenv("PYTHONPATH", str(fake))
+    expected = model(prepared(3)).numpy()
+    for kind, path in (("tflite", "model.tflite"), ("saved_model", "saved_model/1")):
+        found = runtimes.answer(kind, folder / path, prepared(3))["probabilities"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not (tmp_path / "keras").exists()
+    with pytest.raises(runtimes.RuntimeFailure, match="the fake one"):
+        runtimes.answer("keras", folder / "model.keras", prepared(3))
+    assert (tmp_path / "keras").exists()  # the marks do work
+    assert not (tmp_path / "efficientnet_tf").exists()
+
+
+def test_an_exported_keras_file_is_opened_with_its_manifest(exported, model):
+    folder, _ = exported
+    opened = classifier_lib.load(folder / "model.keras")
+    assert opened.preprocessing == RULE
+    assert opened.labels == classifier(model).labels
+    np.testing.assert_allclose(opened.model(prepared(3)), model(prepared(3)), atol=1e-6)
+
+
+def test_the_next_version_is_free_and_a_given_one_must_be(exported, model):
+    folder, _ = exported
+    before = hashes(folder)
+    with pytest.raises(FileExistsError, match=r"saved_model/1 exists already. Give another"):
+        artifacts.export(
+            classifier(model),
+            folder,
+            ("saved_model",),
+            pictures(),
+            origin=ORIGIN,
+            options=Options(version=1),
+        )
+    assert hashes(folder) == before
+    (folder / "saved_model" / "7").mkdir()
+    finished = folder / ".finished"
+    finished.mkdir()
+    (finished / "saved_model.pb").write_text("new")
+    moves = artifacts._moves([artifacts.FORMATS["saved_model"]], finished, folder, None, {})
+    assert next(iter(moves.values())) == folder / "saved_model" / "8"
+    (finished / "saved_model.pb").unlink()
+    finished.rmdir()
+    (folder / "saved_model" / "7").rmdir()
+
+
+def test_a_file_is_replaced_with_its_manifest(tmp_path):
+    aside = tmp_path / ".writing-x"
+    aside.mkdir()
+    (aside / "model.tflite").write_text("new")
+    (tmp_path / "model.tflite").write_text("old")
+    (tmp_path / "model.tflite.manifest.json").write_text("old")
+    # The process ends between the two: no manifest is better than that of another file.
+    moves = {aside / "model.tflite": tmp_path / "model.tflite"}
+    missing = aside / "model.tflite.manifest.json"
+    moves[missing] = tmp_path / "model.tflite.manifest.json"
+    with pytest.raises(FileNotFoundError):
+        place.move(moves, aside)
+    assert (tmp_path / "model.tflite").read_text() == "new"
+    assert not (tmp_path / "model.tflite.manifest.json").exists()
+    (aside / "openvino").mkdir()
+    (aside / "openvino" / "model.xml").write_text("new")
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "old.xml").write_text("old")
+    place.move({aside / "openvino": tmp_path / "openvino"}, aside)
+    assert [p.name for p in (tmp_path / "openvino").iterdir()] == ["model.xml"]
+
+
+def test_what_dead_processes_left_is_swept_and_what_living_ones_write_is_not(tmp_path):
+    dead, living = tmp_path / ".writing-dead", tmp_path / ".writing-living"
+    for folder in (dead, living):
+        (folder / "saved_model").mkdir(parents=True)
+        (folder / "saved_model" / "saved_model.pb").write_text("half")
+    descriptor = os.open(living, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # what a process has for as long as it lives
+    try:
+        with place.aside(tmp_path) as folder:
+            assert not dead.exists()
+            assert (living / "saved_model" / "saved_model.pb").exists()
+            with place.aside(tmp_path) as other:  # a second export at the same time
+                assert folder.exists()
+                assert other != folder
+    finally:
+        os.close(descriptor)
+    assert [p.name for p in tmp_path.iterdir()] == [".writing-living"]
+    with place.aside(tmp_path):
+        assert not living.exists()
+
+
+def test_a_model_inside_a_sequential_model_with_a_head_of_ones_own(tmp_path):
+    """Each class on its own, and several labels per picture."""
+    trunk = network(top=False)
+    random = np.random.default_rng(4)
+    model = keras.Sequential(
+        [
+            keras.Input((48, 48, 3)),
+            trunk,
+            keras.layers.Dense(16, "relu"),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(len(NAMES), "sigmoid"),
+        ]
     )
-    expected = model(images).numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-6)
-    powers = np.exp(np.load(tmp_path / "logits.npy"))
-    np.testing.assert_allclose(powers / powers.sum(), expected[:1], atol=1e-6)
+    for variable in (model.layers[1].kernel, model.layers[3].kernel):
+        variable.assign(random.normal(0, 1, variable.shape))
+    several = random.integers(0, 2, (19, len(NAMES))).astype(np.float32)
+    reports = artifacts.export(
+        classifier(model), tmp_path, ("saved_model", "tflite"), pictures(several), origin=ORIGIN
+    )
+    images = prepared()
+    expected = model(images, training=False).numpy()
+    assert not np.allclose(expected.sum(-1), 1, atol=0.1)
+    for kind, path in (("saved_model", "saved_model/1"), ("tflite", "model.tflite")):
+        found = runtimes.answer(kind, tmp_path / path, images)["probabilities"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    hits = several[np.arange(19), expected.argmax(-1)].mean()
+    assert [report.accuracy for report in reports] == pytest.approx([hits, hits])
+    assert {row.label for row in reports[0].rows} == {None}
 
 
-def test_tflite_takes_any_batch_size(exported, model):
-    folder, _ = exported
-    answer = verify.tflite_answers(folder / "model.tflite")
-    images = np.random.default_rng(2).uniform(0, 255, (5, 32, 32, 3)).astype(np.float32)
-    for count in (1, 5, 2):
-        probabilities = answer(images[:count])["probabilities"]
-        np.testing.assert_allclose(probabilities, model(images[:count]).numpy(), atol=1e-6)
-
-
-def test_a_poisoned_saved_model_fails_and_nothing_is_put_in_place(
-    model, pictures, tmp_path, monkeypatch
-):
-    write = saved_model.write
-
-    def poisoned(model, path, names):
-        kernel = model.get_layer("predictions").kernel
-        before = kernel.numpy()
-        kernel.assign(before * 1.01)
-        write(model, path, names)
-        kernel.assign(before)
-
-    monkeypatch.setattr(saved_model, "write", poisoned)
-    with pytest.raises(verify.ParityError, match=r"saved_model does not give the model's answers"):
-        artifacts.export(model, tmp_path / "out", NAMES, lambda: pictures)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_poisoned_tflite_file_fails_and_nothing_is_put_in_place(
-    model, pictures, tmp_path, monkeypatch
-):
-    write = tflite.write
-
-    def poisoned(source, path):
-        write(source, path)
-        content = path.read_bytes()
-        # The classifier's bias is in the file as it is in the model.
-        bias = model.get_layer("predictions").bias.numpy()
-        assert content.count(bias.tobytes()) == 1
-        other = bias + np.float32([0.01, 0, 0, 0, 0])
-        path.write_bytes(content.replace(bias.tobytes(), other.tobytes()))
-
-    monkeypatch.setattr(tflite, "write", poisoned)
-    with pytest.raises(
-        verify.ParityError, match=r"model\.tflite does not give the model's answers"
-    ):
-        artifacts.export(model, tmp_path / "out", NAMES, lambda: pictures)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_pictures_are_compared_in_full_float32(model, pictures, tmp_path, monkeypatch):
+def test_pictures_are_compared_in_full_float32(model, tmp_path, monkeypatch):
     """TensorFloat-32, which GPUs use by default, is coarser than the tolerance."""
     settings = tf.config.experimental
     compare, seen = verify.compare, []
@@ -176,63 +240,37 @@ def test_pictures_are_compared_in_full_float32(model, pictures, tmp_path, monkey
 
     monkeypatch.setattr(verify, "compare", watching)
     assert settings.tensor_float_32_execution_enabled()
-    artifacts.export(model, tmp_path / "out", NAMES, lambda: pictures)
-    assert seen == [False, False]
+    artifacts.export(classifier(model), tmp_path, ("tflite",), pictures(), origin=ORIGIN)
+    assert seen == [False]
     assert settings.tensor_float_32_execution_enabled()
 
 
-def test_nan_fails_even_where_the_model_gives_it_too():
-    nan = lambda images: {"probabilities": np.full((len(images), 2), np.nan)}  # noqa: E731
-    batch = (np.zeros((3, 4, 4, 3), np.float32), np.zeros(3, int))
-    with pytest.raises(verify.ParityError, match=r"file: probabilities holds values that are not"):
-        verify.compare("file", nan, nan, [batch])
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        ((), "Received: none"),
+        (("tflite", "tflite"), "each once"),
+        (("tflight",), "saved_model, tflite,.* Received: tflight"),
+        (("tflite-int8",), "tflite-int8 needs pictures .* --calibrate"),
+    ],
+)
+def test_formats_that_cannot_be_written_are_refused_before_anything_is(
+    model, tmp_path, formats, message
+):
+    with pytest.raises(ValueError, match=message):
+        artifacts.export(classifier(model), tmp_path / "to", formats, pictures(), origin=ORIGIN)
+    assert not (tmp_path / "to").exists()
 
 
-def test_differences_count_in_units_of_the_spread():
-    def answer(shift):
-        return lambda images: {"probabilities": np.array([[0.0, 50.0 + shift]] * len(images))}
-
-    batch = (np.zeros((3, 4, 4, 3), np.float32), np.ones(3, int))
-    report = verify.compare("file", answer(0.004), answer(0.0), [batch])
-    assert report.difference == pytest.approx(0.004 / 50)
-    with pytest.raises(verify.ParityError, match=r"differ by 0\.00012 of their spread"):
-        verify.compare("file", answer(0.006), answer(0.0), [batch])
-
-
-def test_comparing_on_nothing_proves_nothing():
-    with pytest.raises(ValueError, match=r"no pictures"):
-        verify.compare("file", lambda x: {}, lambda x: {}, [])
-
-
-def test_wrong_models_and_names_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match=r"must name 5 classes. Received: 2 names"):
-        saved_model.write(model, tmp_path / "a", ("x", "y"))
-    headless = build("efficientnetv2-b0", include_top=False, pooling="avg", input_shape=(32, 32, 3))
-    with pytest.raises(ValueError, match=r"must end in a dense layer"):
-        saved_model.write(headless, tmp_path / "b")
-    (tmp_path / "c").mkdir()
-    with pytest.raises(FileExistsError, match=r"exists already"):
-        saved_model.write(model, tmp_path / "c", NAMES)
-    (tmp_path / "d/saved_model/1").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=r"another version"):
-        artifacts.export(model, tmp_path / "d", NAMES, list)
-
-
-def test_sigmoid_models_and_several_labels_are_exported_and_counted(pictures, tmp_path):
-    keras.utils.set_random_seed(6)
-    variant = network.describe(RECIPES["digits"].model)
-    model = build(
-        variant, classes=len(NAMES), input_shape=(32, 32, 3), classifier_activation="sigmoid"
+def test_a_missing_package_is_named_before_anything_is_written(model, tmp_path, monkeypatch):
+    find = artifacts.importlib.util.find_spec
+    hidden = ("tf2onnx", "ai_edge_litert")
+    monkeypatch.setattr(
+        artifacts.importlib.util, "find_spec", lambda name: None if name in hidden else find(name)
     )
-    several = np.random.default_rng(2).integers(0, 2, (19, len(NAMES))).astype(np.float32)
-    batches = [(pictures[i][0], several[8 * i : 8 * i + 8]) for i in range(3)]
-    reports = artifacts.export(model, tmp_path, NAMES, lambda: batches)
-    images = np.concatenate([batch for batch, _ in batches])
-    features = keras.Model(model.inputs, model.layers[-1].input).predict(images, verbose=0)
-    kernel, bias = model.layers[-1].get_weights()
-    expected = 1 / (1 + np.exp(-(features.astype(np.float64) @ kernel + bias)))
-    served = tf.saved_model.load(tmp_path / "saved_model" / "1").signatures["serving_default"]
-    answers = served(images=tf.constant(images))["probabilities"]
-    np.testing.assert_allclose(answers, expected, atol=1e-5)
-    hits = several[np.arange(19), expected.argmax(-1)].mean()
-    assert [report.accuracy for report in reports] == pytest.approx([hits, hits])
+    for format_, extra in (("onnx", "onnx"), ("tflite", "tflite")):
+        with pytest.raises(ImportError, match=rf'pip install "efficientnet_tf\[{extra}\]"'):
+            artifacts.export(
+                classifier(model), tmp_path / "to", (format_,), pictures(), origin=ORIGIN
+            )
+    assert not (tmp_path / "to").exists()

@@ -154,7 +154,7 @@ def test_an_interrupted_run_keeps_its_best_model_and_says_where(root, tmp_path):
                 break
         rest = process.stdout.read()
     assert process.returncode == 130
-    assert "Interrupted. What was finished, if anything, is in run." in rest
+    assert "Interrupted. The same command with --workdir=run goes on." in rest
     assert "Traceback" not in rest
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"best.keras", "best.weights.h5", "metrics.csv"} <= names
