@@ -13,8 +13,9 @@ LEVELS = (
     {"stages", "recipes"},
     {"weights", "data", "page"},
     {"models"},
+    {"classifier"},
     {"evaluate"},
-    {"predict", "train", "export", "convert"},
+    {"predict", "train", "export", "convert", "serve"},
 )
 HEAVY = {"tensorflow", "tensorflow_datasets", "keras_cv", "torch", "jax", "sklearn", "matplotlib"}
 
