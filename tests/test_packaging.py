@@ -23,7 +23,10 @@ def test_distributions_hold_code_and_class_names(root, tmp_path):
     modules = {str(p.relative_to(root)) for p in (root / "efficientnet_tf").rglob("*.py")}
     assert modules <= set(names)
     assert not [name for name in names if name.startswith(("tests", "scripts"))]
-    for extra in ("train", "tfds", "hub", "torch", "jax", "test"):
+    pages = {f"efficientnet_tf/serve/page.{kind}" for kind in ("html", "css", "js")}
+    assert pages <= set(names)
+    extras = ("train", "tflite", "onnx", "openvino", "serving", "tfds", "hub", "torch", "jax")
+    for extra in (*extras, "test"):
         assert f"Provides-Extra: {extra}" in metadata
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
         ends = {name.split("/", 1)[-1] for name in sdist.getnames()}

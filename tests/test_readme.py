@@ -85,7 +85,7 @@ def _commands():
         for line in text.replace("\\\n", " ").splitlines():
             for command in line.split("#")[0].split("&&"):
                 words = shlex.split(command)
-                if len(words) > 1 and words[1].startswith("scripts/"):
+                if len(words) > 1 and re.fullmatch(r"scripts/\w+\.py", words[1]):
                     yield words
 
 
