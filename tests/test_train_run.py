@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnet_tf import predict
+from efficientnet_tf import folders, predict
 from efficientnet_tf.config import from_json, override
 from efficientnet_tf.config.model import describe
 from efficientnet_tf.data import arrays, images, pipeline, sources
@@ -120,9 +120,9 @@ def test_a_folder_that_only_looks_like_a_run_is_left_alone(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_refused_before_data_is_read(tmp_path, monkeypatch):
     config = override(TINY, "data.source=folder:nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match=r"must be a folder. .*file is a file"):
+    with pytest.raises(NotADirectoryError, match=r"must be a folder to write to. .*file is a file"):
         run.train(config, tmp_path / "file" / "run")
-    monkeypatch.setattr(workdir.os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(PermissionError, match=r"read-only"):
         run.train(config, tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from efficientnet_tf import folders
+
 PREFIX = ".writing-"
 
 
@@ -30,70 +32,18 @@ def aside(target: Path) -> Iterator[Path]:
         NotADirectoryError: it is a file, or below one.
         PermissionError: it cannot be written to.
     """
-    check_writable(target)
-    made = [path for path in (target, *target.parents) if not path.exists()]
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
-        for left in target.glob(f"{PREFIX}*"):
-            with _lock(left, wait=False) as ours:
-                if ours:
-                    shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
-        held = contextlib.ExitStack()
-        held.enter_context(_lock(folder, wait=False))
-    try:
+    folders.check_writable(target)
+    with contextlib.ExitStack() as held:
+        held.enter_context(folders.made(target))
+        with folders.lock(target, wait=True):
+            for left in target.glob(f"{PREFIX}*"):
+                with folders.lock(left, wait=False) as ours:
+                    if ours:
+                        shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
+            held.callback(shutil.rmtree, folder, ignore_errors=True)
+            held.enter_context(folders.lock(folder, wait=False))
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        held.close()
-        with contextlib.suppress(OSError):  # what is not empty stays
-            for path in made:
-                path.rmdir()
-
-
-def check_writable(target: Path) -> None:
-    """Refuses a folder that cannot be written to, before anything is done.
-
-    Raises:
-        NotADirectoryError: it is a file, or below one.
-        PermissionError: it, or what it would be made in, is read-only.
-    """
-    nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{target} must be a folder to write to. {nearest} is a file.")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"{target} must be a folder to write to. {nearest} is read-only.")
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of the same block for the same folder."""
-    with _lock(folder, wait=True):
-        yield
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, wait: bool) -> Iterator[bool]:
-    """Gives whether the folder is locked now, by us alone; never where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield False
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # it went away
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:  # held by another process, or not supported by the file system
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def versions(folder: Path) -> list[int]:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_tf import config as config_lib
+from efficientnet_tf import folders
 from efficientnet_tf import stages as stages_lib
 from efficientnet_tf.config import Config
 from efficientnet_tf.data.sources import Source
@@ -108,7 +109,7 @@ def train(
     report.require_matplotlib()
     strategy = strategy or tf.distribute.get_strategy()
     folder, config = Path(folder), of_source(config, source)
-    workdir.check_writable(folder)
+    folders.check_writable(folder)
     with workdir.locked(folder), _asked_to_stop() as stopping:
         saved = workdir.begun(folder, config, overwrite)
         run = prepare(saved or config, strategy, source)

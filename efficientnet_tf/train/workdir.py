@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import keras
 
+from efficientnet_tf import folders
 from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.config import Config, differences, from_json
 from efficientnet_tf.train import checkpoint, report
@@ -25,7 +25,6 @@ BAD_PICTURES = "unreadable.txt"
 TENSORBOARD = "tensorboard"  # folder
 EXPORT = "export"  # folder for what is made from the model afterwards
 CHECKPOINTS = checkpoint.FOLDER
-_LOCK = ".lock"
 _FOLDERS = (EXPORT, TENSORBOARD, CHECKPOINTS)
 _FILES = (
     *report.METRICS,
@@ -41,20 +40,6 @@ _FILES = (
 )
 
 
-def check_writable(workdir: Path) -> None:
-    """Refuses, before anything is read, a folder that cannot be written to.
-
-    Raises:
-        NotADirectoryError: it is a file, or below one.
-        PermissionError: it is read-only.
-    """
-    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"workdir must be a folder. {nearest} is a file.")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"workdir must be a folder to write to. {nearest} is read-only.")
-
-
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes from running in it.
@@ -64,29 +49,12 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: one runs in it.
     """
-    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / _LOCK
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # gone with the process, however it ends
-        except BlockingIOError:
-            file.seek(0)
+    with folders.made(workdir), folders.lock(workdir, wait=False) as ours:
+        if ours is False:
             raise BlockingIOError(
-                f"Process {file.read().strip()} is running in {workdir}. Choose another workdir."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty
-                for folder in made:
-                    folder.rmdir()
+                f"Another process is running in {workdir}. Choose another workdir."
+            )
+        yield
 
 
 def begun(workdir: Path, config: Config, overwrite: bool) -> Config | None:
