@@ -11,6 +11,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from efficientnet_tf import preprocessing as preprocessing_lib
+from efficientnet_tf import writing
 from efficientnet_tf.arch import Network, resolve
 from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.preprocessing import Preprocessing
@@ -69,12 +70,8 @@ def convert(
         if record is None and found.normalization is None:
             record = registry.published(network.variant.name, src)
     constants = _constants(network, record, found, preprocessing)
-    temporary = dst.with_name(f".{os.getpid()}-{dst.name}")
-    try:
+    with writing.whole(dst) as temporary:
         _write(temporary, arrays, network, constants)
-        os.replace(temporary, dst)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def describe(found: Source) -> list[str]:

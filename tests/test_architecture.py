@@ -8,7 +8,7 @@ from efficientnet_tf.arch import VARIANTS
 
 PACKAGE = pathlib.Path(efficientnet_tf.__file__).parent
 LEVELS = (
-    {"version", "arch", "preprocessing", "labels", "scores", "folders"},
+    {"version", "arch", "preprocessing", "labels", "scores", "writing"},
     {"config"},
     {"stages", "recipes"},
     {"weights", "data", "page"},

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from efficientnet_tf.config import override
 from efficientnet_tf.data import arrays
@@ -219,8 +220,8 @@ def test_a_full_disk_leaves_what_was_saved(whole, tmp_path):
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("A small file system can be mounted by root only.")
     try:
-        trainee = run.prepare(CONFIG, run.tf.distribute.get_strategy(), None).trainee
-        strategy = run.tf.distribute.get_strategy()
+        strategy = tf.distribute.get_strategy()
+        trainee = run.prepare(CONFIG, strategy, None).trainee
         checkpoint.save(small, checkpoint.Progress(1, 2), strategy, trainee, keep=2)
         taken = sum(path.stat().st_size for path in small.iterdir())
         (small / "other").write_bytes(b"x" * (2**20 - taken - 50_000))

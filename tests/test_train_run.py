@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnet_tf import folders, predict
+from efficientnet_tf import predict, writing
 from efficientnet_tf.config import from_json, override
 from efficientnet_tf.config.model import describe
 from efficientnet_tf.data import arrays, images, pipeline, sources
@@ -122,7 +122,7 @@ def test_a_workdir_that_cannot_be_written_is_refused_before_data_is_read(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match=r"must be a folder to write to. .*file is a file"):
         run.train(config, tmp_path / "file" / "run")
-    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(writing.os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(PermissionError, match=r"read-only"):
         run.train(config, tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_tf import folders
+from efficientnet_tf import writing
 from efficientnet_tf.classifier import Classifier, Origin
 from efficientnet_tf.export import (
     checks,
@@ -95,7 +95,7 @@ def export(
     options = options or Options()
     chosen = _chosen(formats, options)
     _check_version(to, options.version)
-    folders.check_writable(to)
+    writing.check_writable(to)
     pictures.count()
     for each in chosen:
         if each.calibrated:
@@ -110,7 +110,7 @@ def export(
             _keep(aside / REPORT, to)
             raise GateError(reports)
         configs = job.serving_configs()
-        with folders.lock(to, wait=True):
+        with writing.lock(to, wait=True):
             place.move(_moves(chosen, aside, to, options.version, configs), aside)
         shutil.rmtree(to / int8_lib.STATE, ignore_errors=True)
     return reports

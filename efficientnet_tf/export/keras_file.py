@@ -10,6 +10,8 @@ from pathlib import Path
 
 import keras
 
+from efficientnet_tf import writing
+
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can tell
 
 
@@ -21,7 +23,7 @@ def write(model: keras.Model, path: str | os.PathLike) -> None:
         path: of the file, ending in `.keras`.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=writing.ASIDE, dir=path.parent) as folder:
         saved = Path(folder) / path.name
         model.save(saved)
         with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w") as target:

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf import writing
 from efficientnet_tf.export import saved_model
 from efficientnet_tf.export.graph import INPUT, LOGITS, PROBABILITIES, Parts
 from efficientnet_tf.models import layers as fast
@@ -100,7 +101,8 @@ def write(
         properties[PREPROCESSING] = json.dumps(rule.to_dict())
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
-    _write_whole(model.SerializeToString(deterministic=True), os.fspath(path))
+    with writing.whole(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def frozen(parts: Parts):
@@ -375,14 +377,3 @@ def _layer(name: str, known: set[str]) -> str | None:
             if candidate in known:
                 return candidate
     return None
-
-
-def _write_whole(content: bytes, path: str) -> None:
-    temporary = f"{path}.writing-{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 
+from efficientnet_tf import writing
 from efficientnet_tf.export import onnx
 from efficientnet_tf.export.graph import INPUT, Parts
 
@@ -38,7 +39,7 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
         raise FileExistsError(f"{folder} exists already. Give a new folder.")
     parent = os.path.dirname(folder) or "."
     os.makedirs(parent, exist_ok=True)
-    aside = tempfile.mkdtemp(prefix=".writing-", dir=parent)
+    aside = tempfile.mkdtemp(prefix=writing.ASIDE, dir=parent)
     try:
         source, target = os.path.join(aside, "frozen.pb"), os.path.join(aside, "files")
         with open(source, "wb") as file:

@@ -15,9 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from efficientnet_tf import folders
-
-PREFIX = ".writing-"
+from efficientnet_tf import writing
 
 
 @contextlib.contextmanager
@@ -32,17 +30,17 @@ def aside(target: Path) -> Iterator[Path]:
         NotADirectoryError: it is a file, or below one.
         PermissionError: it cannot be written to.
     """
-    folders.check_writable(target)
+    writing.check_writable(target)
     with contextlib.ExitStack() as held:
-        held.enter_context(folders.made(target))
-        with folders.lock(target, wait=True):
-            for left in target.glob(f"{PREFIX}*"):
-                with folders.lock(left, wait=False) as ours:
+        held.enter_context(writing.made(target))
+        with writing.lock(target, wait=True):
+            for left in target.glob(f"{writing.ASIDE}*"):
+                with writing.lock(left, wait=False) as ours:
                     if ours:
                         shutil.rmtree(left, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
+            folder = Path(tempfile.mkdtemp(prefix=writing.ASIDE, dir=target))
             held.callback(shutil.rmtree, folder, ignore_errors=True)
-            held.enter_context(folders.lock(folder, wait=False))
+            held.enter_context(writing.lock(folder, wait=False))
         yield folder
 
 

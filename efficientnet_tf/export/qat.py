@@ -26,6 +26,7 @@ import tensorflow as tf
 from absl import logging
 from keras import layers
 
+from efficientnet_tf import writing
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data import pipeline
 from efficientnet_tf.data.records import Source
@@ -278,15 +279,8 @@ def _save(path: Path, state, settings: dict[str, Any]) -> None:
     """Writes the state whole or not at all."""
     content: dict[str, Any] = {f"v{n}": np.asarray(variable) for n, variable in enumerate(state)}
     content["settings"] = json.dumps(settings)
-    temporary = path.with_name(f".writing-{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing.whole(path) as temporary:
+        np.savez(temporary, **content)
 
 
 def _restore(path: Path, state, settings: dict[str, Any]) -> int:

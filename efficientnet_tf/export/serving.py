@@ -11,20 +11,21 @@ session_bundle_config.proto (BatchingParameters) and monitoring_config.proto.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import ipaddress
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import saved_model_pb2
+
+from efficientnet_tf import writing
 
 WARM_UP = "assets.extra/tf_serving_warmup_requests"  # the only place that the server looks at
 MOST_RECORDS = 1000  # kMaxNumRecords: with more, the server refuses the model
@@ -107,7 +108,7 @@ def warm_up(
             records.append(log.SerializeToString(deterministic=True))
     target = Path(path) / WARM_UP
     target.parent.mkdir(exist_ok=True)
-    with _aside(target) as temporary, tf.io.TFRecordWriter(temporary) as writer:
+    with writing.whole(target) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
         for record in records:
             writer.write(record)
     return target
@@ -219,8 +220,8 @@ def configs(
                 f"{path} is there with other content. Delete it to have it written anew."
             )
     for path, text in paths.items():
-        with _aside(path) as temporary:
-            Path(temporary).write_text(text, encoding="utf-8")
+        with writing.whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return tuple(paths)
 
 
@@ -382,15 +383,3 @@ def _compose(name: str, image: str, host: str, ports: tuple[int, int], batching:
       start_period: 60s
     restart: unless-stopped
 """
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[str]:
-    """Name of a temporary file beside `path` that takes its place once it is written."""
-    temporary = f"{path}.writing-{os.getpid()}"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

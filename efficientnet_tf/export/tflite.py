@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf import writing
 from efficientnet_tf.export import graph, metadata, quantize, tflite_file
 from efficientnet_tf.models import layers as fast
 from efficientnet_tf.preprocessing import Preprocessing
@@ -109,7 +110,8 @@ def write(
         version=__version__,
         rule=rule,
     )
-    tflite_file.save(content, path)
+    with writing.whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _check(kind, calibration, io, output, batch) -> None:

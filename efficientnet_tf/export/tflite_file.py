@@ -4,8 +4,6 @@ A TFLite file is a flatbuffer, which may be followed by a zip archive of associa
 classes are those that TensorFlow generates from its schema.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import flatbuffers
@@ -45,17 +43,6 @@ def dump(model) -> bytes:
     builder = _AlignedBuilder(1024 + sum(_size(buffer) for buffer in model.buffers))
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
-
-
-def save(content: bytes, path: str | os.PathLike) -> None:
-    """Writes a file, which appears whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.writing-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def text(value: bytes | str | None) -> str:

@@ -6,8 +6,8 @@ import html
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from efficientnet_tf import writing
 from efficientnet_tf.version import __version__
 
 # Four hues that can be told apart by colour-blind readers, on white and on black (Okabe and Ito).
@@ -149,10 +149,5 @@ def environment(replicas: int = 1) -> dict[str, object]:
 
 def write(path: str | os.PathLike, text: str) -> None:
     """Writes a page under another name, then renames: what is there is always whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with writing.whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

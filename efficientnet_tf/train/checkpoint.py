@@ -7,7 +7,6 @@ value of every replica is an array of one uncompressed .npz file, whose members 
 
 import dataclasses
 import json
-import os
 import zipfile
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_tf import writing
 from efficientnet_tf.train import average as average_lib
 from efficientnet_tf.train import loop
 
@@ -84,21 +84,15 @@ def save(
     arrays[_PROGRESS] = np.frombuffer(text.encode(), np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{progress.epoch:06d}-{progress.done:09d}.npz"
-    temporary = folder / f".writing-{path.name}"
     try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file of the final name
-        os.replace(temporary, path)
+        with writing.whole(path) as temporary:
+            np.savez(temporary, **arrays)
     except OSError as error:
         raise OSError(
             error.errno,
             f"the checkpoint could not be written ({error.strerror}); those before it are whole",
             str(folder),
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     for old in sorted(folder.glob("*.npz"))[:-keep]:
         old.unlink(missing_ok=True)
     return path
@@ -122,8 +116,7 @@ def restore(
     Raises:
         ValueError: no checkpoint is whole, or the last one belongs to another network.
     """
-    for left in folder.glob(".writing-*"):  # of a run that was killed
-        left.unlink(missing_ok=True)
+    writing.sweep(folder)
     paths = sorted(folder.glob("*.npz"), reverse=True)
     for path in paths:
         try:

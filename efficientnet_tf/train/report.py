@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from efficientnet_tf import writing
 from efficientnet_tf.page.run import boundaries
 
 METRICS = ("metrics.jsonl", "metrics.csv")
@@ -213,6 +214,5 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     panels[0].set_yscale("log")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with writing.whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -17,8 +17,8 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_tf import config as config_lib
-from efficientnet_tf import folders
 from efficientnet_tf import stages as stages_lib
+from efficientnet_tf import writing
 from efficientnet_tf.config import Config
 from efficientnet_tf.data.sources import Source
 from efficientnet_tf.evaluate import evaluate
@@ -109,7 +109,7 @@ def train(
     report.require_matplotlib()
     strategy = strategy or tf.distribute.get_strategy()
     folder, config = Path(folder), of_source(config, source)
-    folders.check_writable(folder)
+    writing.check_writable(folder)
     with workdir.locked(folder), _asked_to_stop() as stopping:
         saved = workdir.begun(folder, config, overwrite)
         run = prepare(saved or config, strategy, source)
@@ -154,7 +154,7 @@ def _train(
             seconds=time.perf_counter() - start,
             history=tuple(history),
             best=best,
-            bad=_bad(run),
+            bad=(*begun.bad, *_bad(run)),
             data=_identity(source),
         )
         checkpoint.save(
@@ -235,6 +235,7 @@ def _begin(run: Run, rule: Preprocessing, folder: Path, resumed: bool) -> Progre
             " (--overwrite)."
         )
     else:
+        writing.sweep(folder)
         report.write_metrics(folder, begun.history)
         logging.info(
             "The run in %s goes on after step %d of epoch %d.", folder, begun.done, begun.epoch

@@ -2,24 +2,23 @@
 
 import contextlib
 import dataclasses
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
 
-from efficientnet_tf import folders
+from efficientnet_tf import classifier, writing
 from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.config import Config, differences, from_json
 from efficientnet_tf.train import checkpoint, report
 
-CONFIG = "config.json"
-BEST = "best.keras"
+CONFIG = classifier.CONFIG
+BEST = classifier.BEST
 BEST_WEIGHTS = "best.weights.h5"
 RAW_WEIGHTS = "best-raw.weights.h5"  # without the moving average
 SUMMARY = "summary.html"
-LABELS = "labels.txt"
+LABELS = classifier.LABELS
 PREPROCESSING = preprocessing_lib.FILE
 BAD_PICTURES = "unreadable.txt"
 TENSORBOARD = "tensorboard"  # folder
@@ -49,7 +48,7 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: one runs in it.
     """
-    with folders.made(workdir), folders.lock(workdir, wait=False) as ours:
+    with writing.made(workdir), writing.lock(workdir, wait=False) as ours:
         if ours is False:
             raise BlockingIOError(
                 f"Another process is running in {workdir}. Choose another workdir."
@@ -115,23 +114,24 @@ def _differences(saved: Config, config: Config) -> list[str]:
 def claim(workdir: Path) -> None:
     """Makes the folder, and removes what an earlier run left; other files stay."""
     workdir.mkdir(parents=True, exist_ok=True)
+    writing.sweep(workdir)
     for name in _FOLDERS:
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
     for name in _FILES:
         (workdir / name).unlink(missing_ok=True)
-        (workdir / f".writing-{name}").unlink(missing_ok=True)  # of a run that was killed
 
 
 def save(model: keras.Model, workdir: Path) -> None:
     """Writes the model and its weights, each whole or not at all."""
-    _write(workdir / BEST, model.save)
-    _write(workdir / BEST_WEIGHTS, model.save_weights)
+    with writing.whole(workdir / BEST) as temporary:
+        model.save(temporary)
+    _save_weights(model, workdir / BEST_WEIGHTS)
 
 
 def save_raw(model: keras.Model, workdir: Path) -> None:
     """Writes the weights that the moving average is made of."""
-    _write(workdir / RAW_WEIGHTS, model.save_weights)
+    _save_weights(model, workdir / RAW_WEIGHTS)
 
 
 def save_names(path: Path, names: Sequence[str]) -> None:
@@ -142,13 +142,10 @@ def save_names(path: Path, names: Sequence[str]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text, whole or not at all."""
-    _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with writing.whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".writing-{path.name}")  # Keras tells the format from the ending
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _save_weights(model: keras.Model, path: Path) -> None:
+    with writing.whole(path) as temporary:
+        model.save_weights(temporary)

@@ -1,4 +1,4 @@
-"""Folders that programs write to: whether they may, and that no two do at once."""
+"""Writing: files that are always whole, and folders that only one process writes to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+ASIDE = ".writing-"  # how the names of what is not finished begin
 
 
 def check_writable(folder: Path) -> None:
@@ -23,6 +25,34 @@ def check_writable(folder: Path) -> None:
         raise NotADirectoryError(f"{folder} must be a folder to write to. {nearest} is a file.")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"{folder} must be a folder to write to. {nearest} is read-only.")
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Makes a file appear whole or not at all, also when the process is killed or the power goes.
+
+    Args:
+        path: of the file; what is there is replaced.
+
+    Yields:
+        The path to write to, with the same ending, beside it. A killed process leaves it behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{ASIDE}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # or a power cut could leave an empty file of the final name
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left of `whole`, from a folder that no other one writes to."""
+    for left in folder.glob(f"{ASIDE}*"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
