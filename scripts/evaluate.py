@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
+from command_line import fail, parse_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -57,16 +58,16 @@ _SHOWN = 10  # classes
 def main(argv: Sequence[str]) -> int:
     """Scores the model named on the command line."""
     if len(argv) != 2:
-        return _fail("one model. Usage: evaluate.py RUN|FILE.keras|NAME --data=KIND:PATH")
+        return fail("one model. Usage: evaluate.py RUN|FILE.keras|NAME --data=KIND:PATH")
     model, run = argv[1], None
     if Path(model).is_dir():
         model, run = str(Path(model) / "best.keras"), Path(model) / "config.json"
         if not Path(model).is_file():
-            return _fail(f"{argv[1]} is no run: it has no best.keras")
+            return fail(f"{argv[1]} is no run: it has no best.keras")
     if _DATA.value is None and not (run and run.is_file()):
-        return _fail("which pictures? Give --data, e.g. --data=folder:PATH")
+        return fail("which pictures? Give --data, e.g. --data=folder:PATH")
     if _REPORT.value and not Path(_REPORT.value).absolute().parent.is_dir():
-        return _fail(f"--report={_REPORT.value}: there is no such folder")
+        return fail(f"--report={_REPORT.value}: there is no such folder")
     from efficientnet_tf.page import document  # takes seconds: after the usage is known to be right
 
     try:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         if _REPORT.value:
             document.write(_REPORT.value, _page(evaluation, settings))
     except (ImportError, OSError, ValueError) as error:
-        return _fail(error)
+        return fail(error)
     _print_json(evaluation, settings) if _JSON.value else _print_text(evaluation)
     for name in evaluation.unreadable:
         print(f"error: {name}: cannot be read, and was left out", file=sys.stderr)
@@ -128,7 +129,9 @@ def _show(done: int, count: int) -> None:
 
 
 def _weights(model: str) -> str | None:
-    if _WEIGHTS.value is None and not model.endswith(".keras"):
+    from efficientnet_tf import classifier
+
+    if _WEIGHTS.value is None and classifier.file_of(model) is None:
         return "imagenet"
     return _WEIGHTS.value
 
@@ -172,17 +175,5 @@ def _print_text(evaluation) -> None:
         print(f"\nThe page is {_REPORT.value}.")
 
 
-def _fail(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(_fail(error))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
+from command_line import fail, parse_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -155,12 +156,12 @@ _ONLY_WITH = {  # flag: formats of which one must be asked for
 def main(argv: Sequence[str]) -> int:
     """Exports the model named on the command line."""
     if len(argv) != 2:
-        return _fail("one model. Usage: export.py RUN|FILE|NAME --to=DIR --format=FORMAT,…")
+        return fail("one model. Usage: export.py RUN|FILE|NAME --to=DIR --format=FORMAT,…")
     if not _TO.value:
-        return _fail("where to? Give --to=DIR")
+        return fail("where to? Give --to=DIR")
     for flag, formats in _ONLY_WITH.items():
         if flags.FLAGS[flag].present and not set(formats) & set(_FORMAT.value):
-            return _fail(f"--{flag} needs --format={' or '.join(formats)}")
+            return fail(f"--{flag} needs --format={' or '.join(formats)}")
     from efficientnet_tf import classifier as classifier_lib  # seconds: after the usage is right
     from efficientnet_tf.export import artifacts, verify
 
@@ -188,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"Nothing is put in place. The report is in {_TO.value}.", file=sys.stderr)
         return 1
     except (ImportError, OSError, ValueError, RuntimeError, FloatingPointError) as error:
-        return _fail(error)
+        return fail(error)
     print(f"On {pictures.name}:\n\n{verify.table(reports)}\n\nEverything is in {_TO.value}.")
     if _EDGETPU.value:
         _print_edgetpu(Path(_TO.value) / "model-int8.tflite")
@@ -256,17 +257,5 @@ def _print_edgetpu(path: Path) -> None:
         print(f"  {finding}")
 
 
-def _fail(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(_fail(error))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
+from command_line import fail, parse_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -43,7 +44,7 @@ _JSON = flags.DEFINE_boolean(
 def main(argv: Sequence[str]) -> int:
     """Classifies the files named on the command line."""
     if len(argv) < 2:
-        return _fail("no picture. Usage: predict.py IMAGE… [--model=NAME] [--weights=TAG]")
+        return fail("no picture. Usage: predict.py IMAGE… [--model=NAME] [--weights=TAG]")
     from efficientnet_tf import classifier, predict  # seconds: after the usage is known to be right
 
     weights = _WEIGHTS.value
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             failures += answer.error is not None
             _print_json(answer) if _JSON.value else _print_text(answer)
     except (ImportError, OSError, ValueError) as error:
-        return _fail(error)
+        return fail(error)
     return 1 if failures else 0
 
 
@@ -78,17 +79,5 @@ def _print_text(answer) -> None:
         print("", f"{scored.score:7.2%}", *filter(None, [scored.wnid, scored.name]), sep="  ")
 
 
-def _fail(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(_fail(error))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

@@ -11,11 +11,11 @@ every request that was received is answered; 2 when the server could not be star
 import dataclasses
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 
 from absl import app, flags
+from command_line import fail
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
@@ -60,7 +60,7 @@ _LIMITS = flags.DEFINE_list(
 def main(argv: Sequence[str]) -> int:
     """Serves until SIGTERM or SIGINT."""
     if len(argv) != 2:
-        return _fail(f"give one folder. Usage: serve.py DIR. Received: {argv[1:]}")
+        return fail(f"give one folder. Usage: serve.py DIR. Received: {argv[1:]}")
     end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: end.set())
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             limits=limits,
         )
     except (ValueError, ImportError, OSError) as error:
-        return _fail(str(error))
+        return fail(error)
     print(f"Development server: http://{_HOST.value}:{running.port}/", flush=True)
     if running.grpc_port is not None:
         print(f"gRPC: {_HOST.value}:{running.grpc_port}", flush=True)
@@ -118,11 +118,6 @@ def _numbers(texts: Sequence[str], limits) -> dict[str, float]:
             expected = types[name].__name__
             raise ValueError(f"{name} expects {expected}. Received: {number!r}") from None
     return values
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

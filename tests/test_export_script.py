@@ -21,9 +21,10 @@ from efficientnet_tf.recipes import RECIPES
 
 # One process for many command lines: importing TensorFlow takes longer than all of them together.
 DRIVER = """
-import contextlib, importlib.util, io, json, sys
+import contextlib, importlib.util, io, json, os, sys
 from absl import flags
 sys.argv = ["export.py"]
+sys.path.insert(0, os.path.dirname(sys.orig_argv[-2]))
 spec = importlib.util.spec_from_file_location("script", sys.orig_argv[-2])
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
@@ -35,7 +36,7 @@ for argv in json.loads(sys.orig_argv[-1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = script.main(script._parse_flags(["export.py", *argv]))
+            code = script.main(script.parse_flags(["export.py", *argv]))
         except SystemExit as error:
             code = error.code
     results.append([code, out.getvalue(), err.getvalue()])
