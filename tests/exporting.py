@@ -38,14 +38,29 @@ def network(activation="softmax", size=SIZE, top=True):
     if not top:
         head = {"include_top": False, "pooling": "avg"}
     model = build(variant, input_shape=(size, size, 3), **head)
+    return perturbed(model, 4 if top else None)
+
+
+def perturbed(model, spread=None):
+    """Sets statistics and biases to values whose loss would show.
+
+    Args:
+        model: is changed.
+        spread: standard deviation of the last layer's kernel, so that answers differ from picture
+            to picture; None leaves it.
+
+    Returns:
+        The model.
+    """
     random = np.random.default_rng(0)
+    last = next((v for v in reversed(model.variables) if v.path.endswith("kernel")), None)
     for variable in model.variables:
         if variable.path.endswith(("gamma", "moving_variance")):
             variable.assign(random.uniform(0.7, 1.4, variable.shape))
         if variable.path.endswith(("beta", "bias", "moving_mean")):
             variable.assign(random.uniform(-0.2, 0.2, variable.shape))
-        if variable.path.endswith("predictions/kernel"):
-            variable.assign(random.normal(0, 4, variable.shape))
+        if spread is not None and variable is last:
+            variable.assign(random.normal(0, spread, variable.shape))
     return model
 
 

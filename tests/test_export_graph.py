@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from exporting import perturbed
 from keras import layers
 
 from efficientnet_tf.arch.scaling import find
@@ -20,16 +21,6 @@ def small(name, size=(64, 64), **kwargs):
     variant = dataclasses.replace(variant, name="small", width=0.5, blocks=variant.blocks[:4])
     keras.utils.set_random_seed(3)
     return perturbed(build(variant, input_shape=(*size, 3), **kwargs))
-
-
-def perturbed(model):
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.path.endswith(("gamma", "moving_variance")):
-            variable.assign(random.uniform(0.7, 1.4, variable.shape))
-        if variable.path.endswith(("beta", "bias", "moving_mean")):
-            variable.assign(random.uniform(-0.2, 0.2, variable.shape))
-    return model
 
 
 @pytest.fixture(scope="module")

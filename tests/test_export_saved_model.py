@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exporting import perturbed
 from PIL import Image
 
 from efficientnet_tf import preprocessing
@@ -28,14 +29,7 @@ def make_model(name="efficientnet-b0"):
     variant = find(name)
     variant = dataclasses.replace(variant, name="small", width=0.5, blocks=variant.blocks[:4])
     keras.utils.set_random_seed(3)
-    model = build(variant, input_shape=(SIZE, SIZE, 3), classes=len(NAMES))
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.path.endswith(("gamma", "moving_variance")):
-            variable.assign(random.uniform(0.7, 1.4, variable.shape))
-        if variable.path.endswith(("beta", "bias", "moving_mean")):
-            variable.assign(random.uniform(-0.2, 0.2, variable.shape))
-    return model
+    return perturbed(build(variant, input_shape=(SIZE, SIZE, 3), classes=len(NAMES)))
 
 
 @pytest.fixture(scope="module")

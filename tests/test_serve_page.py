@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exporting import perturbed
 from headless import chromium
 from PIL import Image
 
@@ -42,15 +43,7 @@ def model():
     model = build(
         describe(RECIPES["digits"].model), classes=len(NAMES), input_shape=(SIZE, SIZE, 3)
     )
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.path.endswith(("gamma", "moving_variance")):
-            variable.assign(random.uniform(0.7, 1.4, variable.shape))
-        if variable.path.endswith(("beta", "bias", "moving_mean")):
-            variable.assign(random.uniform(-0.2, 0.2, variable.shape))
-    kernel = model.layers[-1].kernel
-    kernel.assign(random.normal(0, 0.5, kernel.shape))
-    return model
+    return perturbed(model, 0.5)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exporting import perturbed
 
 from efficientnet_tf.config.model import describe
 from efficientnet_tf.data import images
@@ -49,15 +50,7 @@ def _model():
     model = build(
         describe(RECIPES["digits"].model), classes=len(NAMES), input_shape=(SIZE, SIZE, 3)
     )
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.path.endswith(("gamma", "moving_variance")):
-            variable.assign(random.uniform(0.7, 1.4, variable.shape))
-        if variable.path.endswith(("beta", "bias", "moving_mean")):
-            variable.assign(random.uniform(-0.2, 0.2, variable.shape))
-    kernel = model.layers[-1].kernel
-    kernel.assign(random.normal(0, 0.5, kernel.shape))
-    return model
+    return perturbed(model, 0.5)
 
 
 def _pictures():
