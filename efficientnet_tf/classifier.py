@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,12 +18,15 @@ import keras
 import numpy as np
 
 from efficientnet_tf import config as config_lib
+from efficientnet_tf import paths
 from efficientnet_tf import preprocessing as preprocessing_lib
+from efficientnet_tf.arch import files
 from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.config.model import describe
-from efficientnet_tf.labels import Label, labels_for, read_labels
+from efficientnet_tf.labels import Label, check_class_name, labels_for, read_labels
 from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.models.layers import with_fast_layers
+from efficientnet_tf.paths import AnyPath, Remote
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.weights import fetch, registry
 from efficientnet_tf.weights import load as weights_lib
@@ -72,17 +74,17 @@ class Origin:
 
 
 def load(
-    model: str | os.PathLike,
+    model: str | os.PathLike | Remote,
     weights: str | None = None,
     *,
-    labels: str | os.PathLike | None = None,
+    labels: str | os.PathLike | Remote | None = None,
 ) -> Classifier:
     """Opens a classifier, the preprocessing that belongs to its weights, and its labels.
 
     Args:
         model: name of a variant, such as "efficientnetv2-s"; path of a `.keras` file; folder of a
             run of `scripts/train.py`, whose best model is taken; or path of a `.weights.h5` file
-            of a run, with the run's config.json beside it.
+            of a run, with the run's config.json beside it. Paths may be URLs, see `paths`.
         weights: for a variant: a tag (see `list_weights`), path of a checkpoint, or None for random
             weights. All others have their own.
         labels: a label file (see `labels.read_labels`). None is what the weights were trained on
@@ -103,7 +105,7 @@ def load(
     """
     path = file_of(model)
     if path is None:
-        network, preprocessing = _build(os.fspath(model), weights, labels)
+        network, preprocessing = _build(str(model), weights, labels)
     else:
         if weights is not None:
             raise ValueError(
@@ -114,8 +116,7 @@ def load(
         is_keras = path.suffix == ".keras"
         network, preprocessing = _load_file(path) if is_keras else _load_weights(path)
         if labels is None and (names := _exported(path).get("labels")):
-            named = tuple(Label(*name.rpartition("\t")[::2]) for name in names)
-            return Classifier(network, preprocessing, named)
+            return Classifier(network, preprocessing, _labels(path, names, network))
         if labels is None and path.with_name(LABELS).is_file():
             labels = path.with_name(LABELS)
     if labels is None and preprocessing.labels == "imagenet21k":
@@ -124,7 +125,7 @@ def load(
     return Classifier(network, preprocessing, names)
 
 
-def origin(model: str | os.PathLike, weights: str | None = None) -> Origin:
+def origin(model: str | os.PathLike | Remote, weights: str | None = None) -> Origin:
     """Says where the weights of a source come from.
 
     Args:
@@ -138,17 +139,17 @@ def origin(model: str | os.PathLike, weights: str | None = None) -> Origin:
     path = file_of(model)
     if path is not None:
         return Origin(_name(path), path.name, sha256(path))
-    variant = find(os.fspath(model)).name
+    variant = find(str(model)).name
     if weights is None:
         return Origin(variant)
     record = registry.lookup(variant, weights)
     if record is not None:
         return Origin(variant, record.tag, sha256(weights_lib.locate(record)))
-    checkpoint = pathlib.Path(weights).expanduser()
+    checkpoint = paths.of(weights)
     return Origin(variant, checkpoint.name, sha256(checkpoint))
 
 
-def sha256(path: str | os.PathLike) -> str:
+def sha256(path: str | os.PathLike | Remote) -> str:
     """Hash of a file's content, or of the names and contents of what belongs together.
 
     Args:
@@ -157,7 +158,7 @@ def sha256(path: str | os.PathLike) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    path = pathlib.Path(path)
+    path = paths.of(path)
     digest = hashlib.sha256()
     if path.is_file():
         files = [path]
@@ -173,13 +174,13 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _blocks(file: pathlib.Path) -> Iterator[bytes]:
+def _blocks(file: AnyPath) -> Iterator[bytes]:
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):
             yield block
 
 
-def file_of(model: str | os.PathLike) -> pathlib.Path | None:
+def file_of(model: str | os.PathLike | Remote) -> AnyPath | None:
     """The file that a source means; None for the name of a variant.
 
     Args:
@@ -189,9 +190,11 @@ def file_of(model: str | os.PathLike) -> pathlib.Path | None:
         ValueError: it is something that cannot be opened, such as a picture.
         FileNotFoundError: it is a path where nothing is.
     """
-    path = pathlib.Path(model).expanduser()
+    path = paths.of(model)
     if path.name.endswith((".keras", WEIGHTS_SUFFIX)):
         return path
+    if files.is_path(path) and path.is_file():
+        return None
     if path.is_dir() and ((path / CONFIG).exists() or (path / BEST).exists()):
         if not (path / BEST).is_file():
             raise ValueError(f"{path} has no {BEST}: the run has not finished an epoch yet")
@@ -216,10 +219,10 @@ def _is_variant(name: str) -> bool:
     return True
 
 
-def _name(path: pathlib.Path) -> str:
+def _name(path: AnyPath) -> str:
     """What the network in a file is called."""
     if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
+        with paths.fetched(path) as local, zipfile.ZipFile(local) as archive:
             return str(json.loads(archive.read("config.json"))["config"].get("name", ""))
     return describe(_run_config(path).model).name
 
@@ -245,9 +248,10 @@ def _build(name: str, weights: str | None, labels) -> tuple[keras.Model, Preproc
     return network, preprocessing
 
 
-def _load_file(path: pathlib.Path) -> tuple[keras.Model, Preprocessing]:
+def _load_file(path: AnyPath) -> tuple[keras.Model, Preprocessing]:
     try:
-        model = keras.saving.load_model(path, compile=False)
+        with paths.fetched(path) as local:
+            model = keras.saving.load_model(local, compile=False)
     except (KeyError, TypeError) as error:  # Keras: for files that are damaged or need other code
         raise ValueError(f"{path}: cannot be read as a Keras model: {error}") from error
     shape = model.input_shape
@@ -272,7 +276,7 @@ def _load_file(path: pathlib.Path) -> tuple[keras.Model, Preprocessing]:
     return model, _preprocessing_of(model, shape[1])
 
 
-def _exported(path: pathlib.Path) -> dict:
+def _exported(path: AnyPath) -> dict:
     """The manifest of an exported file; empty where there is none."""
     manifest = path.with_name(f"{path.name}.manifest.json")
     if not manifest.is_file():
@@ -283,13 +287,29 @@ def _exported(path: pathlib.Path) -> dict:
         raise ValueError(f"{manifest}: {error}") from None
 
 
-def _load_weights(path: pathlib.Path) -> tuple[keras.Model, Preprocessing]:
+def _labels(path: AnyPath, names: object, network: keras.Model) -> tuple[Label, ...]:
+    """The labels that a manifest lists: "name", or "wnid<TAB>name"."""
+    count = network.output_shape[-1]
+    if not isinstance(names, list) or len(names) != count:
+        raise ValueError(f"The manifest of {path} must have {count} labels.")
+    labels = []
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"The manifest of {path} has a label that is no text: {name!r}")
+        wnid, _, plain = name.rpartition("\t")
+        for part in filter(None, (wnid, plain or name)):
+            check_class_name(part, f"The manifest of {path}")
+        labels.append(Label(wnid, plain))
+    return tuple(labels)
+
+
+def _load_weights(path: AnyPath) -> tuple[keras.Model, Preprocessing]:
     """Builds the network of a run and loads a file of its weights."""
     run = _run_config(path)
     preprocessing = _read_preprocessing(path.with_name(preprocessing_lib.FILE))
     network = build(
         describe(run.model),
-        weights=os.fspath(path),
+        weights=str(path),
         input_shape=(preprocessing.size, preprocessing.size, 3),
         classes=len(read_labels(path.with_name(LABELS))),
         classifier_activation="sigmoid" if run.train.loss == "sigmoid" else "softmax",
@@ -298,7 +318,7 @@ def _load_weights(path: pathlib.Path) -> tuple[keras.Model, Preprocessing]:
     return network, preprocessing
 
 
-def _run_config(path: pathlib.Path) -> config_lib.Config:
+def _run_config(path: AnyPath) -> config_lib.Config:
     missing = [
         name
         for name in (CONFIG, preprocessing_lib.FILE, LABELS)
@@ -315,7 +335,7 @@ def _run_config(path: pathlib.Path) -> config_lib.Config:
         raise ValueError(f"{path.with_name(CONFIG)}: {error}") from None
 
 
-def _read_preprocessing(path: pathlib.Path) -> Preprocessing:
+def _read_preprocessing(path: AnyPath) -> Preprocessing:
     try:
         return Preprocessing.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:

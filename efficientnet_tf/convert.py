@@ -10,8 +10,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from efficientnet_tf import paths, writing
 from efficientnet_tf import preprocessing as preprocessing_lib
-from efficientnet_tf import writing
 from efficientnet_tf.arch import Network, resolve
 from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.preprocessing import Preprocessing
@@ -55,7 +55,7 @@ def convert(
         ValueError: an unknown tag, variant, ending or preprocessing.
         FileNotFoundError: no such source, or no such folder for the target.
     """
-    dst = pathlib.Path(dst)
+    dst = paths.local(dst, "dst")
     if not dst.name.endswith(TARGETS):
         raise ValueError(f"dst must end in one of {', '.join(TARGETS)}. Received: {dst}")
     if not dst.parent.is_dir():

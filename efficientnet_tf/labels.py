@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import os
-import pathlib
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from efficientnet_tf import paths
 
 NUM_IMAGENET21K = 21_843  # logits of the ImageNet-21k checkpoints
 
@@ -27,6 +29,8 @@ class Label(NamedTuple):
 
 
 BACKGROUND = Label("", "background")
+# What can change how the text around it is shown: "Bidi_Control" of Unicode.
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @functools.cache
@@ -52,11 +56,11 @@ def read_labels(path: str | os.PathLike) -> tuple[Label, ...]:
         ValueError: naming the file, where a line is empty or the file is.
     """
     try:
-        labels = _parse(pathlib.Path(path).read_text(encoding="utf-8"))
+        labels = _parse(paths.of(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: not a label file: {error}") from None
+        raise ValueError(f"{path}: not a label file: {error}") from None
     if not labels:
-        raise ValueError(f"{os.fspath(path)}: not a label file: it is empty")
+        raise ValueError(f"{path}: not a label file: it is empty")
     return labels
 
 
@@ -74,7 +78,7 @@ def imagenet21k_labels(path: str | os.PathLike) -> tuple[Label, ...]:
     labels = read_labels(path)
     if len(labels) == NUM_IMAGENET21K - 1:
         warnings.warn(
-            f"{os.fspath(path)} names {len(labels):,} of the {NUM_IMAGENET21K:,} ImageNet-21k "
+            f"{path} names {len(labels):,} of the {NUM_IMAGENET21K:,} ImageNet-21k "
             "classes; they are taken as the first ones, and the last one has no name.",
             stacklevel=2,
         )
@@ -82,7 +86,7 @@ def imagenet21k_labels(path: str | os.PathLike) -> tuple[Label, ...]:
     if len(labels) != NUM_IMAGENET21K:
         raise ValueError(
             f"An ImageNet-21k label file has {NUM_IMAGENET21K:,} lines, or {NUM_IMAGENET21K - 1:,} "
-            f"as published. Received: {os.fspath(path)} with {len(labels):,}"
+            f"as published. Received: {path} with {len(labels):,}"
         )
     return labels
 
@@ -175,6 +179,45 @@ def top_classes(scores: np.ndarray, top: int) -> np.ndarray:
     if np.isnan(scores).any():
         raise ValueError("The scores contain NaN: the model has broken weights or inputs.")
     return np.argsort(-scores, axis=1, kind="stable")[:, :top]
+
+
+def check_class_name(name: str, where: str) -> None:
+    """Refuses names of classes that a file of labels would not give back as they are.
+
+    Raises:
+        ValueError: beginning with `where`.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} has a name that is not valid UTF-8: rename it.") from None
+    if len(name.splitlines()) > 1 or printable(name) != name:
+        raise ValueError(
+            f"{where} has a tab, a line break or another control character in its name, {name!r}:"
+            " rename it."
+        )
+    if not name or name.strip() != name:
+        raise ValueError(
+            f"{where} has a name that is empty, or begins or ends with a space, {name!r}: rename"
+            " it."
+        )
+
+
+def printable(text: str) -> str:
+    r"""A name from a file, so that it can be printed on one line and does nothing to a terminal.
+
+    Control characters, line breaks, those that turn the direction of writing, and bytes that are no
+    UTF-8 become escapes.
+
+    >>> print(printable("caf\u00e9 \x1b[31m\n"))
+    café \x1b[31m\n
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
+        else character
+        for character in text
+    )
 
 
 def _parse(text: str) -> tuple[Label, ...]:

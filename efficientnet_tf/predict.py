@@ -163,7 +163,7 @@ def _classify_files(paths, model, preprocessing, top, labels, batch_size):
             try:
                 pictures[path] = _read(path, preprocessing)
             except OSError as error:
-                errors[path] = f"{os.fspath(path)}: {error.strerror or error}"
+                errors[path] = f"{path}: {error.strerror or error}"
             except ValueError as error:
                 errors[path] = str(error)
         scores = {}
@@ -172,9 +172,9 @@ def _classify_files(paths, model, preprocessing, top, labels, batch_size):
             scores = dict(zip(pictures, batch, strict=True))
         for path in paths[start : start + batch_size]:
             if path in errors:
-                yield FilePrediction(os.fspath(path), error=errors[path])
+                yield FilePrediction(str(path), error=errors[path])
             else:
-                yield FilePrediction(os.fspath(path), _best(scores[path], top, labels))
+                yield FilePrediction(str(path), _best(scores[path], top, labels))
 
 
 def _read(path, preprocessing: Preprocessing) -> np.ndarray:

@@ -1,16 +1,25 @@
-"""Writing: files that are always whole, and folders that only one process writes to."""
+"""Writing: files that are always whole, and folders that only one process writes to.
+
+Folders may be URLs, see `paths`. Files are then made locally and copied there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-ASIDE = ".writing-"  # how the names of what is not finished begin
+from efficientnet_tf import paths, stores
+from efficientnet_tf.paths import AnyPath, Remote
+
+ASIDE = stores.ASIDE
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: AnyPath) -> None:
     """Refuses, before anything is done, a folder that cannot be written to.
 
     Args:
@@ -19,7 +28,12 @@ def check_writable(folder: Path) -> None:
     Raises:
         NotADirectoryError: it is a file, or below one.
         PermissionError: it, or what it would be made in, is read-only.
+        OSError: it is a URL that cannot be written to.
+        ImportError: it is a URL for which a package is missing.
     """
+    if isinstance(folder, Remote):
+        _try_to_write(folder)
+        return
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"{folder} must be a folder to write to. {nearest} is a file.")
@@ -27,17 +41,37 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(f"{folder} must be a folder to write to. {nearest} is read-only.")
 
 
+def _try_to_write(folder: Remote) -> None:
+    """Writes a small file and removes it: nothing less tells what a store allows."""
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} must be a folder to write to. It is a file.")
+    try:
+        with made(folder):
+            tried = folder / f"{ASIDE}{uuid.uuid4().hex}"
+            with tried.open("wb") as file:
+                file.write(b"")
+            tried.unlink()
+    except OSError as error:
+        raise type(error)(f"{folder} must be a folder to write to. {error}") from error
+
+
 @contextlib.contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
+def whole(path: str | os.PathLike | Remote) -> Iterator[Path]:
     """Makes a file appear whole or not at all, also when the process is killed or the power goes.
 
     Args:
         path: of the file; what is there is replaced.
 
     Yields:
-        The path to write to, with the same ending, beside it. A killed process leaves it behind.
+        The local path to write to, with the same ending: beside it, where a killed process leaves
+        it behind; for a URL, in a folder for temporary files.
     """
-    path = Path(path)
+    path = paths.of(path)
+    if isinstance(path, Remote):
+        with tempfile.TemporaryDirectory(prefix="efficientnet_tf-") as folder:
+            yield Path(folder) / path.name
+            path.upload(Path(folder) / path.name)
+        return
     temporary = path.with_name(f"{ASIDE}{os.getpid()}-{path.name}")
     try:
         yield temporary
@@ -48,7 +82,33 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def append(path: AnyPath, content: str) -> None:
+    """Adds to a text file, which is made where it is missing; line breaks stay as they are.
+
+    Stores cannot add to a file: there it is written anew, and whole at all times.
+    """
+    if isinstance(path, Remote):
+        before = path.read_bytes() if path.exists() else b""
+        with whole(path) as temporary:
+            temporary.write_bytes(before + content.encode("utf-8"))
+    else:
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            file.write(content)
+
+
+def put(finished: Path, place: AnyPath) -> None:
+    """Moves a file or a folder from beside its place, or to a store, which has no such folders.
+
+    What is there is replaced. A folder comes to a store file by file.
+    """
+    if isinstance(place, Remote):
+        place.upload(finished)
+        shutil.rmtree(finished) if finished.is_dir() else finished.unlink()
+    else:
+        os.replace(finished, place)
+
+
+def sweep(folder: AnyPath) -> None:
     """Removes what killed processes left of `whole`, from a folder that no other one writes to."""
     for left in folder.glob(f"{ASIDE}*"):
         if left.is_file():
@@ -56,20 +116,25 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def made(folder: Path) -> Iterator[None]:
+def made(folder: AnyPath) -> Iterator[None]:
     """Makes a folder; it and those it lies in are removed again where they stay empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # what is not empty stays
-            for path in new:
-                path.rmdir()
+        _remove_empty(new)
+
+
+def _remove_empty(folders: list[AnyPath]) -> None:
+    """Removes folders, the innermost first, up to one that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager
-def lock(folder: Path, *, wait: bool) -> Iterator[bool | None]:
+def lock(folder: AnyPath, *, wait: bool) -> Iterator[bool | None]:
     """Locks a folder among processes that ask; the kernel unlocks it when its process ends.
 
     Args:
@@ -78,8 +143,11 @@ def lock(folder: Path, *, wait: bool) -> Iterator[bool | None]:
 
     Yields:
         True where it is locked by us now, False where another process has it, None where it is not
-        there or where the system or the file system has no such locks.
+        there or where the system or the file system has no such locks, as no store behind a URL.
     """
+    if isinstance(folder, Remote):
+        yield None
+        return
     try:
         import fcntl
 

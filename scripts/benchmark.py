@@ -11,7 +11,11 @@ measures the stages of the input pipeline instead (`benchmark_input.py`), and
 
     python scripts/benchmark.py --costs
 
-what parts of a training step cost and how it grows with pictures and batch (`benchmark_costs.py`).
+what parts of a training step cost and how it grows with pictures and batch (`benchmark_costs.py`),
+
+    python scripts/benchmark.py --memory
+
+how much memory training takes and is expected to (`benchmark_memory.py`), and
 
     python scripts/benchmark.py --artefacts
 
@@ -41,6 +45,7 @@ flags.DEFINE_integer("batch_size", 32, "Pictures per batch.", lower_bound=1)
 flags.DEFINE_integer("rounds", 20, "Rounds of training steps and inference.", lower_bound=3)
 flags.DEFINE_bool("input", False, "Measure the input pipeline; --size is 224 unless given.")
 flags.DEFINE_bool("costs", False, "Measure what parts of a training step cost.")
+flags.DEFINE_bool("memory", False, "Measure the memory of training.")
 flags.DEFINE_bool("artefacts", False, "Measure exported files; --size is 224 unless given.")
 flags.DEFINE_string("data", None, "For --input: folder:PATH; generated pictures if not given.")
 flags.DEFINE_string("memory_of", None, "For the child processes: ours or keras.applications.")
@@ -199,6 +204,14 @@ def main(argv: list[str]) -> None:
 
         for variant in FLAGS.variant:
             benchmark_costs.report(variant, FLAGS.size, FLAGS.batch_size, FLAGS.rounds, interleave)
+        return
+    if FLAGS.memory:
+        import benchmark_memory
+
+        print("| variant | px | batch | training | MiB | expected | of it | ms per picture |")
+        print("|---|---:|---:|---|---:|---:|---:|---:|")
+        for variant in FLAGS.variant:
+            benchmark_memory.report(variant, FLAGS.size, FLAGS.batch_size)
         return
     if FLAGS.artefacts:
         import benchmark_artefacts

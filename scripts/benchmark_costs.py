@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from efficientnet_tf import stages
 from efficientnet_tf.config import Config, override
+from efficientnet_tf.config.model import describe
 from efficientnet_tf.train import average, loop, network
 from efficientnet_tf.train import optimizer as optimizer_lib
 
@@ -62,7 +63,7 @@ def report(variant: str, size: int, batch_size: int, rounds: int, interleave) ->
 def step(variant: str, *settings: str):
     """Returns a training step, ready to be called, and the pictures that it takes."""
     config = override(Config(), f"model.variant={variant}", "train.warmup_epochs=1", *settings)
-    described = network.describe(config.model)
+    described = describe(config.model)
     (stage,) = stages.expand(config, config.train.epochs)
     model = network.trained(config.model, described, 1000, (stage,))
     network.set_rates(model, described, stage)

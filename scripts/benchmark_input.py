@@ -95,7 +95,7 @@ def _source(root: pathlib.Path) -> Source:
         name="benchmark",
         class_names=tuple(map(str, range(CLASSES))),
         num_examples=dict.fromkeys(SPLITS, len(paths)),
-        records=gather((np.array(paths, object), labels), {"train": np.arange(len(paths))}),
+        records=gather((np.array(paths, object), labels), {"train": np.arange(len(paths))})[0],
         decode=lambda path, label: (images.decode(tf.io.read_file(path)), label),
         encoded=lambda path, label: (tf.io.read_file(path), label),
         describe=lambda path, label: path,

@@ -14,7 +14,6 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags
 from command_line import fail, parse_flags
@@ -60,15 +59,23 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 2:
         return fail("one model. Usage: evaluate.py RUN|FILE.keras|NAME --data=KIND:PATH")
     model, run = argv[1], None
-    if Path(model).is_dir():
-        model, run = str(Path(model) / "best.keras"), Path(model) / "config.json"
-        if not Path(model).is_file():
-            return fail(f"{argv[1]} is no run: it has no best.keras")
-    if _DATA.value is None and not (run and run.is_file()):
-        return fail("which pictures? Give --data, e.g. --data=folder:PATH")
-    if _REPORT.value and not Path(_REPORT.value).absolute().parent.is_dir():
-        return fail(f"--report={_REPORT.value}: there is no such folder")
-    from efficientnet_tf.page import document  # takes seconds: after the usage is known to be right
+    from efficientnet_tf import paths  # takes seconds: after the usage is known to be right
+
+    try:
+        folder = paths.of(model)
+        if folder.is_dir():
+            model, run = str(folder / "best.keras"), folder / "config.json"
+            if not (folder / "best.keras").is_file():
+                return fail(f"{argv[1]} is no run: it has no best.keras")
+        if _DATA.value is None and not (run and run.is_file()):
+            return fail("which pictures? Give --data, e.g. --data=folder:PATH")
+        page = paths.of(_REPORT.value or ".")
+        if not isinstance(page, paths.Remote) and not page.absolute().parent.is_dir():
+            return fail(f"--report={_REPORT.value}: there is no such folder")
+    except (ImportError, OSError, ValueError) as error:
+        return fail(error)
+    from efficientnet_tf.labels import printable
+    from efficientnet_tf.page import document
 
     try:
         evaluation, settings = _evaluate(model, _data_config(run))
@@ -78,11 +85,11 @@ def main(argv: Sequence[str]) -> int:
         return fail(error)
     _print_json(evaluation, settings) if _JSON.value else _print_text(evaluation)
     for name in evaluation.unreadable:
-        print(f"error: {name}: cannot be read, and was left out", file=sys.stderr)
+        print(f"error: {printable(name)}: cannot be read, and was left out", file=sys.stderr)
     return 1 if evaluation.unreadable else 0
 
 
-def _data_config(run: Path | None):
+def _data_config(run):
     """The pictures that the flags name, or else the run's."""
     from efficientnet_tf import config
 
@@ -162,6 +169,7 @@ def _print_json(evaluation, settings) -> None:
 
 
 def _print_text(evaluation) -> None:
+    from efficientnet_tf.labels import printable
     from efficientnet_tf.page.evaluation import result_line, worst_classes
 
     print(result_line(evaluation))
@@ -170,7 +178,7 @@ def _print_text(evaluation) -> None:
     print(f"\nThe {min(_SHOWN, len(indices))} of {len(indices)} classes with the lowest {what}:")
     for index in indices[:_SHOWN]:
         score, count = evaluation.class_scores[index], evaluation.class_counts[index]
-        print(f"  {score:7.2%}  of {count:6,}  {evaluation.class_names[index]}")
+        print(f"  {score:7.2%}  of {count:6,}  {printable(evaluation.class_names[index])}")
     if _REPORT.value:
         print(f"\nThe page is {_REPORT.value}.")
 

@@ -15,7 +15,6 @@ model, pictures that cannot be read, a folder that cannot be written to.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags
 from command_line import fail, parse_flags
@@ -163,6 +162,7 @@ def main(argv: Sequence[str]) -> int:
         if flags.FLAGS[flag].present and not set(formats) & set(_FORMAT.value):
             return fail(f"--{flag} needs --format={' or '.join(formats)}")
     from efficientnet_tf import classifier as classifier_lib  # seconds: after the usage is right
+    from efficientnet_tf import paths
     from efficientnet_tf.export import artifacts, verify
 
     weights = _WEIGHTS.value
@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
         return fail(error)
     print(f"On {pictures.name}:\n\n{verify.table(reports)}\n\nEverything is in {_TO.value}.")
     if _EDGETPU.value:
-        _print_edgetpu(Path(_TO.value) / "model-int8.tflite")
+        _print_edgetpu(paths.of(_TO.value) / "model-int8.tflite")
     return 0
 
 
@@ -223,7 +223,7 @@ def _options(calibration):
     )
 
 
-def _pictures(text: str | None, split: str, count: int, path: Path | None, model):
+def _pictures(text: str | None, split: str, count: int, path, model):
     """What --verify or --calibrate names; sample pictures to check on, where nothing is named."""
     from efficientnet_tf import config
     from efficientnet_tf.export import pictures
@@ -248,7 +248,7 @@ def _diagnose(model, calibration) -> None:
     print(f"{text}\n", flush=True)
 
 
-def _print_edgetpu(path: Path) -> None:
+def _print_edgetpu(path) -> None:
     from efficientnet_tf.export import edgetpu
 
     findings = edgetpu.check(path.read_bytes())

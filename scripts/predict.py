@@ -71,12 +71,15 @@ def _print_json(answer) -> None:
 
 
 def _print_text(answer) -> None:
+    from efficientnet_tf.labels import printable
+
     if answer.error:
-        print(f"error: {answer.error}", file=sys.stderr)
+        print(f"error: {printable(answer.error)}", file=sys.stderr)
         return
-    print(answer.path)
+    print(printable(answer.path))
     for scored in answer.classes:
-        print("", f"{scored.score:7.2%}", *filter(None, [scored.wnid, scored.name]), sep="  ")
+        names = map(printable, filter(None, [scored.wnid, scored.name]))
+        print("", f"{scored.score:7.2%}", *names, sep="  ")
 
 
 if __name__ == "__main__":

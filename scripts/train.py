@@ -5,25 +5,25 @@ python scripts/train.py --recipe=finetune --data=folder:flowers --weights=imagen
 python scripts/train.py --recipe=small --data=folder:flowers --set=train.epochs=20
 
 A run that was stopped goes on when it is started again with the same settings and --workdir. Exit
-code: 0 when all is done, 1 after an error, 75 when SIGTERM stopped it and it was saved.
+code: 0 when all is done, 1 after an error, 75 when SIGTERM stopped it and it was saved. On several
+machines it is started once on each, see `scripts/launch.py` and --strategy=multiworker.
 """
 
 import os
-import shutil
 import sys
 import time
-from pathlib import Path
+from typing import get_args
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
 from absl import app, flags, logging
 
 from efficientnet_tf import config as config_lib
-from efficientnet_tf import recipes
+from efficientnet_tf import paths, recipes
 from efficientnet_tf.classifier import Classifier, origin
 from efficientnet_tf.export import artifacts, pictures, verify
 from efficientnet_tf.labels import Label
-from efficientnet_tf.train import run, workdir
+from efficientnet_tf.train import run, workdir, workers
 from efficientnet_tf.train import strategy as strategy_lib
 from efficientnet_tf.train.epochs import Interrupted
 
@@ -47,6 +47,20 @@ _AUGMENT = flags.DEFINE_string(
     "Augmentation instead of the recipe's: none, autoaugment, randaugment, or a layer of Keras"
     " (keras:RandAugment) or KerasCV (keras_cv:RandAugment).",
 )
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "Whether two runs give the same bits, which is slower on GPUs."
+)
+_TEACHER = flags.DEFINE_string(
+    "teacher",
+    None,
+    "Noisy Student: a run's folder, a file, or VARIANT:WEIGHTS that labels --unlabeled.",
+)
+_UNLABELED = flags.DEFINE_string(
+    "unlabeled", None, "Noisy Student: pictures to learn from besides, named as for --data."
+)
+_DISTILL = flags.DEFINE_string(
+    "distill", None, "Distillation: a teacher, as for --teacher, to answer like."
+)
 _SET = flags.DEFINE_multi_string(
     "set", [], "Change a setting, e.g. --set=train.epochs=3 --set=data.flip=true."
 )
@@ -56,11 +70,18 @@ _WORKDIR = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether --workdir may hold an earlier run.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write scalars for TensorBoard.")
 _STRATEGY = flags.DEFINE_enum(
-    "strategy", "auto", ["auto", "cpu", "mirrored", "tpu"], "Devices to train on."
+    "strategy", "auto", get_args(strategy_lib.StrategyName), "Devices to train on."
+)
+_START_TIMEOUT = flags.DEFINE_float(
+    "start_timeout", 300.0, "Seconds that --strategy=multiworker waits for all workers.", 1.0
 )
 _TPU = flags.DEFINE_bool("tpu", False, "Whether to train on a TPU; the same as --strategy=tpu.")
 _TPU_NAME = flags.DEFINE_string(
     "tpu_name", "", "Name or address of the TPU; empty for a local one."
+)
+_TPU_ZONE = flags.DEFINE_string("tpu_zone", None, "Google Cloud zone of a TPU that is named.")
+_TPU_PROJECT = flags.DEFINE_string(
+    "tpu_project", None, "Google Cloud project of a TPU that is named."
 )
 
 
@@ -78,6 +99,10 @@ def main(argv):
         "data.data_dir": _DATA_DIR.value,
         "model.weights": _WEIGHTS.value,
         "data.augment": _AUGMENT.value,
+        "student.teacher": _TEACHER.value,
+        "student.unlabeled": _UNLABELED.value,
+        "student.distill": _DISTILL.value,
+        "train.deterministic": "true" if _DETERMINISTIC.value else None,
     }
     settings = [f"{name}={value}" for name, value in named.items() if value is not None]
     try:
@@ -99,7 +124,15 @@ def main(argv):
 
 
 def _run(config, folder):
-    strategy = strategy_lib.create("tpu" if _TPU.value else _STRATEGY.value, _TPU_NAME.value)
+    strategy = strategy_lib.create(
+        "tpu" if _TPU.value else _STRATEGY.value,
+        _TPU_NAME.value,
+        tpu_zone=_TPU_ZONE.value,
+        tpu_project=_TPU_PROJECT.value,
+        start_timeout=_START_TIMEOUT.value,
+    )
+    if strategy_lib.worker(strategy).count > 1 and not _WORKDIR.value:
+        raise ValueError("Several workers need --workdir: all must use the same folder.")
     result = run.train(
         config,
         folder,
@@ -107,8 +140,15 @@ def _run(config, folder):
         overwrite=_OVERWRITE.value,
         tensorboard=_TENSORBOARD.value,
     )
-    exported = Path(folder) / workdir.EXPORT
-    shutil.rmtree(exported, ignore_errors=True)  # of a run that was started again after its end
+    if result is not None:
+        _export(result, folder)
+    with workers.explained(strategy):
+        workers.wait(strategy)  # so that all end well or none, and can be started again together
+
+
+def _export(result, folder):
+    exported = paths.of(folder) / workdir.EXPORT
+    paths.remove_tree(exported)  # of a run that was started again after its end
     labels = tuple(Label("", name) for name in result.source.class_names)
     reports = artifacts.export(
         Classifier(result.model, result.rule, labels),

@@ -8,14 +8,18 @@ from efficientnet_tf.arch import VARIANTS
 
 PACKAGE = pathlib.Path(efficientnet_tf.__file__).parent
 LEVELS = (
-    {"version", "arch", "preprocessing", "labels", "scores", "writing"},
+    {"stores"},
+    {"paths"},
+    {"version", "writing"},
+    {"arch", "preprocessing", "labels", "scores"},
     {"config"},
     {"stages", "recipes"},
     {"weights", "data", "page"},
     {"models"},
-    {"classifier"},
-    {"evaluate"},
+    {"classifier", "measure"},
+    {"evaluate", "cam"},
     {"predict", "train", "export", "convert", "serve"},
+    {"figures", "search"},
 )
 HEAVY = {"tensorflow", "tensorflow_datasets", "keras_cv", "torch", "jax", "sklearn", "matplotlib"}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import efficientnet_tf as et
+from efficientnet_tf import cam
 
 NAMES = ["efficientnet-b0", "efficientnet-lite0", "efficientnet-edgetpu-s", "efficientnetv2-b0"]
 READER = """
@@ -52,6 +53,39 @@ def test_logits_agree_with_tensorflow(backend, saved):
         pytest.skip(f"{backend} is not installed.")
     subprocess.run(
         [sys.executable, "-c", READER, str(saved), *NAMES],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": backend},
+    )
+
+
+EXPLAINER = """
+import sys
+import keras
+import numpy as np
+import efficientnet_tf as et
+from efficientnet_tf import cam
+folder = sys.argv[1]
+images = np.load(f"{folder}/images.npy")
+model = et.build("efficientnetv2-b0", weights=f"{folder}/efficientnetv2-b0.weights.h5")
+found = cam.cam(model, images, [3, 7])
+np.testing.assert_allclose(found, np.load(f"{folder}/maps.npy"), atol=1e-3)
+try:
+    cam.cam(model, images, method="gradcam")
+    sys.exit("derivatives were not refused")
+except NotImplementedError as error:
+    assert keras.backend.backend() in str(error), error
+"""
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_class_activation_maps_agree_with_tensorflow(backend, saved):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed.")
+    model = et.build("efficientnetv2-b0", weights=str(saved / "efficientnetv2-b0.weights.h5"))
+    np.save(saved / "maps.npy", cam.cam(model, np.load(saved / "images.npy"), [3, 7]))
+    subprocess.run(
+        [sys.executable, "-c", EXPLAINER, str(saved)],
         check=True,
         env={**os.environ, "KERAS_BACKEND": backend},
     )

@@ -14,7 +14,7 @@ import tensorflow as tf
 from exporting import perturbed
 from PIL import Image
 
-from efficientnet_tf import preprocessing
+from efficientnet_tf import cam, preprocessing
 from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.data import images as images_lib
 from efficientnet_tf.export import graph, saved_model
@@ -153,6 +153,19 @@ def test_the_map_of_a_class_is_the_class_activation_map(served, model):
     for wrong in ([7, 0], [-2, 0], [0]):
         with pytest.raises(tf.errors.InvalidArgumentError, match="class_id must"):
             served("explain", image_bytes=contents, class_id=wrong)
+
+
+def test_explained_are_the_maps_that_python_gives(served, model):
+    contents = [picture(9), picture(10, (200, 100))]
+    decoded = [images_lib.decode(content) for content in contents]
+    batch = np.stack([images_lib.resize_and_crop(image, RULE) for image in decoded])
+    for classes, asked in ((None, [-1, -1]), ([6, 0], [6, 0])):
+        found = served("explain", image_bytes=contents, class_id=asked)
+        for method in ("cam", "gradcam"):
+            want = cam.cam(model, batch, classes, method=method)
+            np.testing.assert_allclose(found["maps"], want, atol=1e-4)
+    boxes = [cam.covered(image.shape[:2], RULE) for image in decoded]
+    np.testing.assert_array_equal(found["boxes"], boxes)
 
 
 @pytest.mark.parametrize(

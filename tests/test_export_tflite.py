@@ -370,3 +370,15 @@ def test_wrong_pictures_to_calibrate_with_are_refused(batches, message, tmp_path
     with pytest.raises(ValueError, match=message):
         tflite.write(small, tmp_path / "model.tflite", kind="int8", calibration=lambda: batches)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_written_without_a_buffer_that_grows(int8, float32, tmp_path, monkeypatch):
+    """Growing one copies it."""
+
+    def never(self):
+        raise AssertionError("the buffer grows")
+
+    monkeypatch.setattr(tflite_file._AlignedBuilder, "GrowByteBuffer", never)
+    for file in (int8, float32):
+        tflite_file.write(file.model, tmp_path / "model.tflite")
+        assert tflite_file.dump(file.model) == (tmp_path / "model.tflite").read_bytes()

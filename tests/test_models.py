@@ -10,6 +10,7 @@ import pytest
 import efficientnet_tf as et
 from efficientnet_tf.arch import VARIANTS, resolve
 from efficientnet_tf.arch.complexity import count
+from efficientnet_tf.arch.tables import ABLATIONS
 from efficientnet_tf.preprocessing import NORMALIZATIONS
 
 SMALL = ["efficientnet-b0", "efficientnet-lite0", "efficientnet-edgetpu-s", "efficientnetv2-b0"]
@@ -24,7 +25,7 @@ def _tiny(**kwargs):
     return et.build(variant, **kwargs)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *ABLATIONS])
 def test_layers_shapes_and_parameters_are_those_of_the_analytic_count(name):
     size = 65
     model = et.build(name, input_shape=(size, size, 3), classes=7)
@@ -305,12 +306,14 @@ def test_builds_on_a_tensor_of_a_larger_model():
     assert model.output_shape == (None, 3)
 
 
-def test_normalisation_and_classifier_stay_in_float32_under_mixed_precision():
-    keras.config.set_dtype_policy("mixed_bfloat16")
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_normalisation_and_classifier_stay_in_float32_under_mixed_precision(compute):
+    keras.config.set_dtype_policy(f"mixed_{compute}")
     try:
         model = _tiny(input_shape=(32, 32, 3))
         first = keras.Model(model.input, model.get_layer("rescaling").output)
-        pixels = np.full((1, 32, 32, 3), 200.4, "float32")  # bfloat16 has 200 and 201
+        # bfloat16 has 200 and 201, float16 200.375 and 200.5
+        pixels = np.full((1, 32, 32, 3), 200.4, "float32")
         expected = (200.4 - 103.53) / 57.375
         assert np.asarray(first(pixels))[0, 0, 0, 2] == pytest.approx(expected, rel=1e-6)
         assert np.isfinite(model(pixels)).all()
@@ -318,7 +321,7 @@ def test_normalisation_and_classifier_stay_in_float32_under_mixed_precision():
         keras.config.set_dtype_policy("float32")
     assert model.output.dtype == "float32"
     assert model.get_layer("rescaling").compute_dtype == "float32"
-    assert model.get_layer("stem_conv").compute_dtype == "bfloat16"
+    assert model.get_layer("stem_conv").compute_dtype == compute
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ def test_distributions_hold_code_and_class_names(root, tmp_path):
     assert not [name for name in names if name.startswith(("tests", "scripts"))]
     pages = {f"efficientnet_tf/serve/page.{kind}" for kind in ("html", "css", "js")}
     assert pages <= set(names)
-    extras = ("train", "tflite", "onnx", "openvino", "serving", "tfds", "hub", "torch", "jax")
-    for extra in (*extras, "test"):
+    runtimes = ("tflite", "onnx", "openvino", "serving", "tpu")
+    sources = ("tfds", "hub", "torch", "jax", "remote")
+    for extra in ("train", "search", *runtimes, *sources, "test"):
         assert f"Provides-Extra: {extra}" in metadata
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
         ends = {name.split("/", 1)[-1] for name in sdist.getnames()}

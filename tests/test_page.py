@@ -335,14 +335,17 @@ def test_classes_without_pictures_are_counted():
     assert "Classes of the model that have no pictures here: 1." in page.text
 
 
-def test_a_page_is_written_whole(tmp_path):
+def test_a_page_is_written_whole(tmp_path, monkeypatch):
     document.write(tmp_path / "page.html", "äöü")
     document.write(str(tmp_path / "page.html"), "ß")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "ß"
-    with pytest.raises(UnicodeEncodeError):
-        document.write(tmp_path / "page.html", "\ud800")
+    document.write(tmp_path / "page.html", "a\udcff")  # of a path that is not UTF-8
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a\\udcff"
+    monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        document.write(tmp_path / "page.html", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "ß"
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a\\udcff"
 
 
 def test_the_environment_names_versions_and_devices():

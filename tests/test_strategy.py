@@ -1,5 +1,6 @@
 """Strategies: which one is made, and that two replicas train as one does."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -160,8 +161,83 @@ def test_auto_is_one_device_without_several_gpus():
 
 
 def test_unknown_strategy_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"auto, cpu, mirrored, tpu. Received: 'gpu'"):
+    with pytest.raises(ValueError, match=r"mirrored, multiworker, tpu. Received: 'gpu'"):
         strategy_lib.create("gpu")
+
+
+def test_tpus_are_found_by_name_zone_and_project(monkeypatch):
+    """With a fake in place of Google Cloud: what is called, in this order, and with what."""
+    calls = []
+
+    def fake(name):
+        def call(*args, **kwargs):
+            calls.append((name, args, kwargs))
+            return tf.distribute.get_strategy() if name == "TPUStrategy" else name
+
+        return call
+
+    resolvers = tf.distribute.cluster_resolver
+    monkeypatch.setattr(resolvers, "TPUClusterResolver", fake("resolver"))
+    monkeypatch.setattr(tf.config, "experimental_connect_to_cluster", fake("connect"))
+    monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", fake("initialize"))
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", fake("TPUStrategy"))
+    made = strategy_lib.create("tpu", "node-1", tpu_zone="us-central2-b", tpu_project="flowers")
+    assert made is tf.distribute.get_strategy()
+    assert calls == [
+        ("resolver", (), {"tpu": "node-1", "zone": "us-central2-b", "project": "flowers"}),
+        ("connect", ("resolver",), {}),
+        ("initialize", ("resolver",), {}),
+        ("TPUStrategy", ("resolver",), {}),
+    ]
+    calls.clear()
+    strategy_lib.create("tpu")
+    assert calls[0] == ("resolver", (), {"tpu": "", "zone": None, "project": None})
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--tpu", "--tpu_name=node-1", "--tpu_zone=us-central2-b", "--tpu_project=flowers"],
+            ["tpu", "node-1", "us-central2-b", "flowers"],
+        ),
+        (["--strategy=cpu"], ["cpu", "", None, None]),
+    ],
+)
+def test_the_script_passes_its_flags_on(root, tmp_path, flags, expected):
+    program = """
+import json, runpy, sys
+from efficientnet_tf.train import strategy
+def create(name, tpu_name, *, tpu_zone, tpu_project, **_):
+    raise ValueError(json.dumps([name, tpu_name, tpu_zone, tpu_project]))
+strategy.create = create
+script, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = script
+runpy.run_path(script, run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(root / "scripts/train.py"), *flags],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "scripts")])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    (line,) = (y for y in done.stderr.splitlines() if y.startswith("error: "))
+    assert json.loads(line.removeprefix("error: ")) == expected
+
+
+def test_a_named_tpu_without_googles_client_is_explained():
+    if importlib.util.find_spec("googleapiclient"):
+        pytest.skip("Google's API client is installed, and would ask for the TPU")
+    with pytest.raises(RuntimeError, match=r"efficientnet_tf\[tpu\].*the Google API client"):
+        strategy_lib.create("tpu", "node-1", tpu_zone="us-central2-b", tpu_project="flowers")
+
+
+def test_a_tpu_that_is_named_for_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"used only with --tpu. Received: 'cpu'"):
+        strategy_lib.create("cpu", tpu_zone="us-central2-b")
 
 
 def test_no_tpu_is_explained():
@@ -170,14 +246,3 @@ def test_no_tpu_is_explained():
     # An address on this machine, because an empty name asks Google's metadata server for a TPU.
     with pytest.raises(RuntimeError, match=r"No TPU was found .*pip install tensorflow-tpu"):
         strategy_lib.create("tpu", "local")
-
-
-def test_precision_holds_inside_the_with_only():
-    import keras
-
-    with strategy_lib.precision("mixed_bfloat16"):
-        assert keras.config.dtype_policy().name == "mixed_bfloat16"
-        inside = keras.layers.Dense(1)
-    assert keras.config.dtype_policy().name == "float32"
-    assert inside.compute_dtype == "bfloat16"
-    assert inside.variable_dtype == "float32"

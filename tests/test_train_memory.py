@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+import efficientnet_tf
+from efficientnet_tf.arch import VARIANTS
 from efficientnet_tf.config import Config, override
 from efficientnet_tf.config.model import describe
 from efficientnet_tf.data import sources
@@ -31,3 +34,30 @@ def test_small_data_gets_batches_that_leave_eight_steps(monkeypatch, pictures, p
     variant = describe(config.model)
     chosen = memory.choose_batch(config, variant, source, tf.distribute.get_strategy())
     assert chosen.batch_size == expected
+
+
+def test_what_is_kept_when_blocks_are_computed_again():
+    """The blocks' inputs and the largest block, counted on the built network."""
+    variant = VARIANTS["efficientnetv2-b0"]
+    model = efficientnet_tf.build(variant, input_shape=(64, 64, 3), drop_connect_rate=0.2)
+    sizes, names = [], []
+    for layer in model.layers:
+        part = layer.name.partition("_")[0]
+        part = (
+            part if part.startswith("block") else "top" if names and names[-1] != "stem" else "stem"
+        )
+        if not names or names[-1] != part:
+            names.append(part)
+            sizes.append([])
+        sizes[-1].append(int(np.prod(layer.output.shape[1:])))
+    kept = sum(part[-1] for part in sizes[:-1]) + max(map(sum, sizes))
+    plain, again = (
+        override(CONFIG, "model.image_size=64", "train.precision=float32", setting)
+        for setting in ("train.rematerialise=false", "train.rematerialise=true")
+    )
+    saved = sum(map(sum, sizes)) - kept
+    difference = memory.training_memory(plain, variant, 1000, 7) - memory.training_memory(
+        again, variant, 1000, 7
+    )
+    assert difference == pytest.approx(2.0 * 7 * 4 * saved, rel=1e-6)  # _ACTIVATIONS, float32
+    assert saved > kept

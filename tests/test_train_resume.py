@@ -1,92 +1,20 @@
 """Runs that are stopped and go on: to the same bits, whatever stopped them."""
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from resuming import CONFIG, assert_same, end, finish, start
 
 from efficientnet_tf.config import override
 from efficientnet_tf.data import arrays
-from efficientnet_tf.recipes import RECIPES
 from efficientnet_tf.train import checkpoint, epochs, report, run, workdir
-
-# Every part that has a state of its own: dropout, stochastic depth, momentum, moving average,
-# batch statistics, augmentation, mixup, two stages.
-SETTINGS = (
-    "model.blocks=r1_k3_s22_e1_i8_o8_c1,r2_k3_s22_e2_i8_o16_se0.25",
-    "model.stem_filters=8",
-    "model.head_filters=32",
-    "model.drop_connect_rate=0.2",
-    "data.augment=randaugment",
-    "data.mixup=0.2",
-    "progressive.stages=2",
-    "progressive.image_size=24",
-    "train.epochs=4",
-    "train.steps_per_epoch=6",
-    "train.steps_per_call=2",
-    "train.checkpoint_steps=4",
-    "train.warmup_epochs=1",
-)
-CONFIG = override(RECIPES["digits"], *SETTINGS)
-TIMED = ("seconds", "images_per_second")
-
-PROGRAM = """
-import sys
-import tensorflow as tf
-from efficientnet_tf.config import override
-from efficientnet_tf.recipes import RECIPES
-from efficientnet_tf.train import run, strategy
-folder, replicas, *settings = sys.argv[1:]
-if int(replicas) > 1:
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    devices = [tf.config.LogicalDeviceConfiguration()] * int(replicas)
-    tf.config.set_logical_device_configuration(cpu, devices)
-chosen = strategy.create("mirrored" if int(replicas) > 1 else "cpu")
-run.train(override(RECIPES["digits"], *settings), folder, strategy=chosen)
-"""
-
-
-def _start(folder, replicas=1):
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(replicas), *SETTINGS]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
-def _finish(process):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:].decode()
-
-
-def _state(folder):
-    """Everything that the last checkpoint holds, and the metrics that do not tell the time."""
-    last = max((folder / workdir.CHECKPOINTS).glob("*.npz"))
-    with np.load(last) as file:
-        state = {name: file[name] for name in file.files if name != "progress"}
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    history = [
-        {name: value for name, value in json.loads(line).items() if name not in TIMED}
-        for line in lines
-    ]
-    return last.name, state, history
-
-
-def _assert_same(folder, other):
-    (name, state, history), (other_name, others, other_history) = _state(folder), _state(other)
-    assert name == other_name
-    assert state.keys() == others.keys()
-    different = [key for key in state if not np.array_equal(state[key], others[key])]
-    assert not different
-    assert history == other_history
 
 
 def _stop_at(monkeypatch, target, name, count):
@@ -126,7 +54,7 @@ def test_a_run_that_is_asked_to_stop_goes_on(whole, tmp_path, monkeypatch, targe
     assert signal.getsignal(signal.SIGTERM) == before
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     result = run.train(CONFIG, tmp_path)
-    _assert_same(tmp_path, whole[0])
+    assert_same(tmp_path, whole[0])
     assert result.test.top1 == whole[1].test.top1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -141,11 +69,11 @@ def test_damaged_checkpoints_are_passed_over(whole, tmp_path, caplog):
     (folder / workdir.CHECKPOINTS / ".writing-x.npz").write_bytes(b"half")
     run.train(CONFIG, folder)
     assert f"{last.name} is damaged" in caplog.text
-    _assert_same(folder, whole[0])
+    assert_same(folder, whole[0])
     assert not list((folder / workdir.CHECKPOINTS).glob(".writing-*"))
     for path in (folder / workdir.CHECKPOINTS).glob("*.npz"):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"All 2 checkpoints .* are damaged.*--overwrite"):
+    with pytest.raises(ValueError, match=r"All checkpoints .* are damaged .*2 have all.*--over"):
         run.train(CONFIG, folder)
 
 
@@ -221,7 +149,7 @@ def test_a_full_disk_leaves_what_was_saved(whole, tmp_path):
         pytest.skip("A small file system can be mounted by root only.")
     try:
         strategy = tf.distribute.get_strategy()
-        trainee = run.prepare(CONFIG, strategy, None).trainee
+        trainee = run.prepare(CONFIG, strategy, None, tmp_path).trainee
         checkpoint.save(small, checkpoint.Progress(1, 2), strategy, trainee, keep=2)
         taken = sum(path.stat().st_size for path in small.iterdir())
         (small / "other").write_bytes(b"x" * (2**20 - taken - 50_000))
@@ -235,22 +163,22 @@ def test_a_full_disk_leaves_what_was_saved(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "kills"),
+    ("strategy", "kills"),
     [
-        (1, 2),
-        pytest.param(1, 20, marks=pytest.mark.slow),
-        pytest.param(2, 20, marks=pytest.mark.slow),
+        ("cpu", 2),
+        pytest.param("cpu", 20, marks=pytest.mark.slow),
+        pytest.param("mirrored", 20, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_is_killed_goes_on_to_the_same_bits(replicas, kills, whole, tmp_path):
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(strategy, kills, whole, tmp_path):
     """SIGKILL at random moments: while steps are taken, pictures scored, files written."""
     expected = whole[0]
-    if replicas > 1:
+    if strategy == "mirrored":
         expected = tmp_path / "expected"
-        _finish(_start(expected, replicas))
+        finish(start(expected, strategy))
     folder, rng = tmp_path / "run", random.Random(0)
     for _ in range(kills):
-        process = _start(folder, replicas)
+        process = start(folder, strategy)
         written = set(folder.rglob("*.npz"))
         deadline = time.monotonic() + 120
         # Most of a process' time is its start: wait until it has come further, then a moment.
@@ -262,18 +190,16 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(replicas, kills, whole, t
         process.communicate()
         if len(list(folder.glob("metrics.jsonl"))) and process.returncode == 0:
             shutil.rmtree(folder)  # it had finished: begin again
-    _finish(_start(folder, replicas))
-    _assert_same(folder, expected)
+    finish(start(folder, strategy))
+    assert_same(folder, expected)
 
 
 def test_a_run_of_two_replicas_goes_on_with_one(tmp_path, caplog):
-    process = _start(tmp_path, 2)
+    process = start(tmp_path, "mirrored")
     while not list(tmp_path.rglob("*.npz")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert b"Interrupted" in errors
+    assert end(process, timeout=120)[0] == 75
     result = run.train(CONFIG, tmp_path)
     assert "another number of replicas" in caplog.text
     assert [row["step"] for row in result.history] == [6, 12, 18, 24]

@@ -87,7 +87,7 @@ def test_two_deterministic_runs_have_the_same_weights(train, tmp_path):
     """Through crop, RandAugment, mixup, cutmix, dropout, two stages and the moving average."""
     weights = []
     for name in ("one", "two"):
-        train("--recipe=smoke", "--set=train.deterministic=true", f"--workdir={name}")
+        train("--recipe=smoke", "--deterministic", f"--workdir={name}")
         with h5py.File(tmp_path / name / "best.weights.h5") as file:
             found = {}
             file.visititems(

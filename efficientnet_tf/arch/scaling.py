@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import math
+import os
 
+from efficientnet_tf.arch import files
 from efficientnet_tf.arch.blocks import Conv
-from efficientnet_tf.arch.tables import VARIANTS, Variant
+from efficientnet_tf.arch.tables import ABLATIONS, VARIANTS, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +64,31 @@ class Network:
         return levels
 
 
-def find(variant: str | Variant) -> Variant:
-    """Returns the variant of a name; a `Variant` is returned as it is.
+def find(variant: str | os.PathLike | Variant) -> Variant:
+    """Returns the variant of a name or a file; a `Variant` is returned as it is.
+
+    Args:
+        variant: a name in `VARIANTS` or `ABLATIONS`, the path of a file that `files.write` wrote,
+            or a `Variant`.
 
     Raises:
-        ValueError: an unknown name, for which one is suggested, or something else.
+        ValueError: an unknown name, for which one is suggested, a file that holds no variant, or
+            something else.
+        OSError: a file that cannot be read.
     """
     if isinstance(variant, Variant):
         return variant
+    if files.is_path(variant):
+        return files.read(variant)
     if not isinstance(variant, str):
         raise ValueError(
-            "variant must be a name in VARIANTS or a Variant (of a Network: its `variant`)."
+            "variant must be a name in VARIANTS or a Variant (of a Network: its `variant`), or the"
+            " path of a .json file."
             f" Received: {type(variant).__name__}"
         )
-    if variant in VARIANTS:
-        return VARIANTS[variant]
+    for rows in (VARIANTS, ABLATIONS):
+        if variant in rows:
+            return rows[variant]
     close = difflib.get_close_matches(variant.lower().replace("_", "-"), VARIANTS, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     raise ValueError(f"No variant {variant!r}. {hint}Variants: {', '.join(VARIANTS)}.")
@@ -124,7 +136,7 @@ def letters(index: int) -> str:
 
 
 def resolve(
-    variant: str | Variant,
+    variant: str | os.PathLike | Variant,
     *,
     width: float | None = None,
     depth: float | None = None,
@@ -133,7 +145,7 @@ def resolve(
     """Applies width, depth, rounding and the drop-connect ramp to a variant.
 
     Args:
-        variant: a name in `VARIANTS`, or a `Variant`.
+        variant: a name in `VARIANTS`, the path of a file (see `files`), or a `Variant`.
         width: instead of the variant's.
         depth: instead of the variant's.
         drop_connect_rate: instead of the variant's. Block i of N (counted from 0 over the scaled

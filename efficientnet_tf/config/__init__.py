@@ -8,6 +8,7 @@ one makes meaningless must be left at its default, so that nothing is ignored.
 from efficientnet_tf.config.data import DataConfig
 from efficientnet_tf.config.model import ModelConfig
 from efficientnet_tf.config.run import Config
+from efficientnet_tf.config.student import StudentConfig
 from efficientnet_tf.config.text import differences, from_json, override, to_json, to_table
 from efficientnet_tf.config.train import FinetuneConfig, ProgressiveConfig, TrainConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "FinetuneConfig",
     "ModelConfig",
     "ProgressiveConfig",
+    "StudentConfig",
     "TrainConfig",
     "differences",
     "from_json",

@@ -90,10 +90,9 @@ class DataConfig:
     service: str | None = None
 
     def __post_init__(self) -> None:
-        kind, _, rest = self.source.partition(":")
-        valid = self.source in ("digits", "fake", GIVEN) or (kind in SOURCES and rest)
-        expected = '"digits", "fake" or "KIND:PATH" with KIND one of ' + ", ".join(SOURCES)
-        checks.check(bool(valid), "data.source", expected, self.source)
+        if self.source != GIVEN:
+            check_source("data.source", self.source)
+        kind = self.source.partition(":")[0]
         splits = ("data_dir", "train_split", "validation_split", "test_split")
         checks.only_with("data", self, kind == "tfds", splits, "data.source=tfds:NAME")
         size = self.batch_size
@@ -122,3 +121,11 @@ class DataConfig:
         checks.only_with("data", self, self.cutout > 0, ("cutout_fill",), "data.cutout > 0")
         erasing = self.random_erasing
         checks.check(0 <= erasing <= 1, "data.random_erasing", "in [0, 1]", erasing)
+
+
+def check_source(name: str, source: str) -> None:
+    """Raises ValueError, naming the setting, unless a text has the form of a source's name."""
+    kind, _, rest = source.partition(":")
+    expected = '"digits", "fake" or "KIND:PATH" with KIND one of ' + ", ".join(SOURCES)
+    valid = source in ("digits", "fake") or (kind in SOURCES and rest)
+    checks.check(bool(valid), name, expected, source)

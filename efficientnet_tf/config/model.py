@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from efficientnet_tf.arch import BlockArgs, Variant
+from efficientnet_tf.arch import BlockArgs, Variant, files
 from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.config import checks
 from efficientnet_tf.preprocessing import NORMALIZATIONS
@@ -14,7 +14,8 @@ class ModelConfig:
     """Which network is trained, and from what. The number of classes comes from the data.
 
     Attributes:
-        variant: a name in `arch.VARIANTS`.
+        variant: a name in `arch.VARIANTS`; or a network of your own: a `Variant`, or the path of a
+            file of one (`arch.files`), which is read at once.
         width: multiplier of filters instead of the variant's.
         depth: multiplier of repeats instead of the variant's.
         blocks: stages in the official notation ("r2_k3_s22_e6_i16_o24_se0.25") instead of the
@@ -29,9 +30,12 @@ class ModelConfig:
             variant's.
         dropout_rate: probability of dropping a pooled feature instead of the variant's.
         drop_connect_rate: stochastic depth of the last block instead of the variant's.
+        sync_batch_norm: whether batch normalization takes the pictures of all replicas for a batch,
+            not each replica's own, as is right for small shares. It is slower: three exchanges
+            between the replicas in every such layer.
     """
 
-    variant: str = "efficientnetv2-b0"
+    variant: str | Variant = "efficientnetv2-b0"
     width: float | None = None
     depth: float | None = None
     blocks: tuple[str, ...] = ()
@@ -42,8 +46,11 @@ class ModelConfig:
     normalization: str | None = None
     dropout_rate: float | None = None
     drop_connect_rate: float | None = None
+    sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
+        if files.is_path(self.variant):
+            object.__setattr__(self, "variant", find(self.variant))
         checks.check(self.image_size >= 32, "model.image_size", ">= 32 pixels", self.image_size)
         for name in ("width", "depth", "stem_filters", "head_filters"):
             value = getattr(self, name)

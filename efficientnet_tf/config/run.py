@@ -4,18 +4,20 @@ import dataclasses
 
 from efficientnet_tf.config.data import DataConfig
 from efficientnet_tf.config.model import ModelConfig
+from efficientnet_tf.config.student import StudentConfig
 from efficientnet_tf.config.train import FinetuneConfig, ProgressiveConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole training run: network, data, training, progressive learning, fine-tuning."""
+    """A whole training run: network, data, training, progressive learning, fine-tuning, teacher."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     progressive: ProgressiveConfig = dataclasses.field(default_factory=ProgressiveConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+    student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
 
     def __post_init__(self) -> None:
         if self.data.shift >= self.train_size:
@@ -38,6 +40,24 @@ class Config:
                 "There must be an epoch for each stage after finetune.head_epochs. Received:"
                 f" train.epochs={self.train.epochs}, progressive.stages={self.progressive.stages},"
                 f" finetune.head_epochs={self.finetune.head_epochs}"
+            )
+        if self.model.sync_batch_norm and self.train.accumulate > 1:
+            raise ValueError(
+                "model.sync_batch_norm needs train.accumulate=1: replicas cannot exchange the"
+                " statistics of parts of their batches. Received:"
+                f" train.accumulate={self.train.accumulate}"
+            )
+        taught = "teacher" if self.student.teacher else "distill" if self.student.distill else None
+        if taught and self.train.loss != "softmax":
+            raise ValueError(
+                f"student.{taught} needs train.loss=softmax: a teacher's answers are probabilities"
+                f" of classes that exclude each other. Received: train.loss={self.train.loss!r}"
+            )
+        if self.student.unlabeled and self.data.service:
+            raise ValueError(
+                "student.unlabeled and data.service cannot be used together: a tf.data service"
+                " deals out the pictures of one source. Received:"
+                f" data.service={self.data.service!r}"
             )
 
     @property

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from efficientnet_tf.arch import Variant, files
 from efficientnet_tf.config.run import Config
 
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
@@ -44,7 +45,10 @@ def override(config: Config, *settings: str) -> Config:
 
 def to_json(config: Config) -> str:
     """Writes a configuration as indented JSON; `from_json` reads it back."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    values = dataclasses.asdict(config)
+    if isinstance(config.model.variant, Variant):
+        values["model"]["variant"] = files.to_dict(config.model.variant)
+    return json.dumps(values, indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
@@ -77,7 +81,7 @@ def to_table(config: Config) -> str:
         values = getattr(config, section)
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
-            text = " ".join(value) if isinstance(value, tuple) else str(value)
+            text = to_text(value)
             note = "" if value == field.default else f"  (default {field.default})"
             lines.append((f"{section}.{field.name}", text + note))
     width = max(len(name) for name, _ in lines)
@@ -96,8 +100,19 @@ def differences(config: Config, other: Config) -> list[str]:
         for name in _names(type(values)):
             value, its = getattr(values, name), getattr(others, name)
             if value != its:
-                found.append(f"{section}.{name}={value} ({its})")
+                found.append(f"{section}.{name}={to_text(value)} ({to_text(its)})")
     return found
+
+
+def to_text(value: Any) -> str:
+    """Writes the value of a setting for people.
+
+    >>> to_text(("a", "b"))
+    'a b'
+    """
+    if isinstance(value, Variant):
+        return json.dumps(files.to_dict(value))
+    return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _replace(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
@@ -167,6 +182,10 @@ def _convert(path: str, kind: Any, value: Any) -> Any:
         if value not in choices:
             raise ValueError(f"{path} is one of {choices}. Received: {value!r}")
         return value
+    if kind == str | Variant:
+        if isinstance(value, dict):
+            return files.from_dict(value)
+        kind = str
     if typing.get_origin(kind) is tuple:
         if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
             return tuple(value)
@@ -181,6 +200,7 @@ def _convert(path: str, kind: Any, value: Any) -> Any:
 
 def _strip_none(kind: Any) -> tuple[bool, Any]:
     if isinstance(kind, types.UnionType):
-        (inner,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
-        return True, inner
+        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        if len(inner) == 1:
+            return True, inner[0]
     return False, kind

@@ -40,6 +40,8 @@ class TrainConfig:
             "both" (each, then all together: V2's released code).
         accumulate: parts that each replica's share of the batch is cut into; their gradients are
             added before one update. Saves memory. Batch normalization takes each part for a batch.
+        rematerialise: whether the backward pass computes each block's activations again instead of
+            keeping them: less memory, about a third more time, the same gradients.
         ema_decay: of the moving average of weights and batch statistics that is evaluated and
             saved beside the raw ones; 0 for none.
         patience: epochs without a better validation accuracy (or, where it is equal, loss) after
@@ -47,7 +49,10 @@ class TrainConfig:
         checkpoint_steps: steps between two checkpoints within an epoch; one is written after the
             steps of each epoch too. Neither this nor the next changes what is learnt.
         keep_checkpoints: how many of the last ones stay; each holds all weights several times.
-        precision: "float32" or "mixed_bfloat16" (accelerators and recent processors).
+        precision: "float32"; "mixed_bfloat16"; "mixed_float16" (with a dynamic loss scale); or
+            "auto": bfloat16 on TPUs, on GPUs of compute capability 8.0 and later, and on processors
+            with AVX512_BF16 or AMX, float16 on GPUs of 7.x, float32 elsewhere. Variables, batch
+            statistics, the classifier and the loss are float32 in all of them.
         deterministic: whether TensorFlow may use only operations whose result does not vary from
             run to run; slower on GPUs.
         seed: of weights, order, augmentation and dropout.
@@ -73,11 +78,12 @@ class TrainConfig:
     clip_norm: float = 0.0
     clip: Literal["global", "variable", "both"] = "global"
     accumulate: int = 1
+    rematerialise: bool = False
     ema_decay: float = 0.0
     patience: int = 0
     checkpoint_steps: int = 1000
     keep_checkpoints: int = 2
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     deterministic: bool = False
     seed: int = 0
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_tf import paths
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data.records import (
     SPLITS,
@@ -103,11 +103,11 @@ def open_npz(config: DataConfig) -> Source:
     Raises:
         ValueError: the file or what is in it does not fit.
     """
-    path = Path(config.source.partition(":")[2]).expanduser()
+    path = paths.of(config.source.partition(":")[2])
     if not path.is_file():
         raise ValueError(f"data.source: there is no file {str(path)!r}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with paths.fetched(path) as local, np.load(local, allow_pickle=False) as file:
             content = {key: file[key] for key in file.files}
     except (ValueError, OSError, AttributeError) as error:
         raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from None
@@ -187,11 +187,13 @@ def open_fake(config: DataConfig) -> Source:
     fewer = max(1, count // 10)
     labels = np.arange(count + 2 * fewer) % classes
     parts = np.split(np.arange(len(labels)), (count, count + fewer))
+    records, row = gather((labels,), dict(zip(SPLITS, parts, strict=True)))
     return Source(
         name=config.source,
         class_names=tuple(str(label) for label in range(classes)),
         num_examples={"train": count, "validation": fewer, "test": fewer},
-        records=gather((labels,), dict(zip(SPLITS, parts, strict=True))),
+        records=records,
+        row=row,
         decode=lambda label: (tf.gather(pool, label % _FAKE_POOL), label),
         describe=lambda label: tf.strings.format("fake: a picture of class {}", label),
         checked=True,
@@ -213,11 +215,13 @@ def _in_memory(
             picture = tf.repeat(picture, 3, axis=-1)
         return picture, tf.cast(label, tf.float32) if multi_label else label
 
+    records, row = gather((pictures, labels), parts)
     return Source(
         name=name,
         class_names=class_names,
         num_examples={split: len(parts[split]) for split in SPLITS},
-        records=gather((pictures, labels), parts),
+        records=records,
+        row=row,
         decode=decode,
         describe=lambda picture, label: tf.strings.format(name + ": a picture of class {}", label),
         multi_label=multi_label,

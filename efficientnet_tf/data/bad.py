@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_tf.data.records import Source, first_few, valid_labels
+from efficientnet_tf.labels import printable
 
 _NAMED = 10  # in warnings, one by one; after that, totals
 _WINDOW = 10  # bad records that are tolerated early on, where few have been read
@@ -54,7 +55,9 @@ class BadRecords:
                 self._names[name] = None
                 total = len(self._names)
                 if total <= _NAMED:
-                    logging.warning("Left out, unreadable or without a valid label: %s", name)
+                    logging.warning(
+                        "Left out, unreadable or without a valid label: %s", printable(name)
+                    )
                 elif total % _NAMED == 0 and (total // _NAMED).bit_count() == 1:
                     logging.warning("%d records are left out so far.", total)
         window = min(_WINDOW / self.most, one_pass) if self.most else 0
@@ -87,15 +90,14 @@ def guard(source: Source, decode: Callable) -> Callable:
 
     if source.checked:
         return checked
+    vector = source.multi_label or source.soft
     label_spec = (
-        tf.TensorSpec((source.num_classes,), tf.float32)
-        if source.multi_label
-        else tf.TensorSpec((), tf.int64)
+        tf.TensorSpec((source.num_classes,), tf.float32) if vector else tf.TensorSpec((), tf.int64)
     )
 
     def opened(*record):
         image, label, problem = checked(*record)
-        if not source.multi_label:
+        if not vector:
             label = valid_labels(label, source.num_classes, source.describe(*record[1:]))
         return image, tf.ensure_shape(label, label_spec.shape), problem
 

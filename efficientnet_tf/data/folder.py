@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from efficientnet_tf import paths
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data import listing as listing_lib
 from efficientnet_tf.data.listing import Listing
 from efficientnet_tf.data.records import Source, first_few
+from efficientnet_tf.labels import check_class_name
+from efficientnet_tf.paths import AnyPath, Remote
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _SPLIT_FOLDERS = {
@@ -29,11 +31,11 @@ def open_folder(config: DataConfig) -> Source:
     Raises:
         ValueError: the pictures cannot be trained on; the message says why.
     """
-    root = Path(config.source.partition(":")[2]).expanduser()
+    root = paths.of(config.source.partition(":")[2])
     return listing_lib.source(list_folder(root), config)
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: AnyPath) -> Listing:
     """Lists PATH/CLASS/PICTURE, or PATH/SPLIT/CLASS/PICTURE.
 
     Pictures may be at any depth below their class folder. Folders that are called as splits are
@@ -54,20 +56,43 @@ def list_folder(root: Path) -> Listing:
         found = {"train": _class_folders(root)}
     class_names = _same_classes(root, found)
 
-    paths: list[str] = []
+    files: list[str] = []
     labels: list[tuple[int, ...]] = []
     parts: dict[str, np.ndarray] = {}
     for split, classes in found.items():
-        first = len(paths)
+        first = len(files)
         for label, class_name in enumerate(class_names):
-            paths += classes[class_name]
+            files += classes[class_name]
             labels += [(label,)] * len(classes[class_name])
-        parts[split] = np.arange(first, len(paths))
-    names = [os.path.relpath(path, root) for path in paths]
-    return Listing(names, paths, labels, class_names, parts)
+        parts[split] = np.arange(first, len(files))
+    names = [os.path.relpath(file, str(root)) for file in files]
+    return Listing(names, files, labels, class_names, parts)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def list_pictures(root: AnyPath) -> list[str]:
+    """Lists the pictures of a folder, at any depth, whatever its folders mean; sorted.
+
+    Of a folder with a train folder (see `list_folder`) these are the pictures in that.
+
+    Args:
+        root: folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not root.is_dir():
+        raise ValueError(f"There is no folder {str(root)!r}.")
+    found = _split_folders(root)
+    if found and "train" not in found:
+        raise ValueError(f"{root} has {', '.join(found)} but no train folder.")
+    files = _files(found.get("train", root))
+    pictures = sorted(file for file in files if file.lower().endswith(EXTENSIONS))
+    if not pictures:
+        raise ValueError(f"{root} has no pictures. Pictures end in {', '.join(EXTENSIONS)}.")
+    return pictures
+
+
+def _split_folders(root: AnyPath) -> dict[str, AnyPath]:
     """Split to its folder; none where the folders of these names are classes."""
     found = {}
     for split, names in _SPLIT_FOLDERS.items():
@@ -82,13 +107,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
         return {}
     others = [
         folder
-        for folder in _visible_folders(root)
+        for folder in visible_folders(root)
         if folder not in found.values()
         and any(f.lower().endswith(EXTENSIONS) for f in _files(folder))
     ]
     if not others:
         return found
-    if not any(_visible_folders(folder) for folder in found.values()):
+    if not any(visible_folders(folder) for folder in found.values()):
         return {}  # "train" beside "plane": a class of pictures of trains
     used = ", ".join(folder.name for folder in found.values())
     if len(found) == 1:
@@ -103,20 +128,25 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _visible_folders(root: Path) -> list[Path]:
+def visible_folders(root: AnyPath) -> list[AnyPath]:
+    """The folders in a folder that may be classes, by name."""
+    if isinstance(root, Remote):
+        folders = [path for path, is_folder in root.entries() if is_folder]
+    else:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
     return [
         folder
-        for folder in sorted(p for p in root.iterdir() if p.is_dir())
+        for folder in folders
         if not folder.name.startswith(".") and folder.name != "__MACOSX"  # the latter from archives
     ]
 
 
-def _class_folders(root: Path) -> dict[str, list[str]]:
+def _class_folders(root: AnyPath) -> dict[str, list[str]]:
     """Class name to the sorted paths of its pictures; hidden files and folders do not count."""
     classes = {}
     ignored: list[str] = []
-    for folder in _visible_folders(root):
-        check_class_name(folder.name, f"The class folder {os.fsencode(folder)!r}")
+    for folder in visible_folders(root):
+        check_class_name(folder.name, f"The class folder {os.fsencode(str(folder))!r}")
         files = sorted(_files(folder))
         classes[folder.name] = [f for f in files if f.lower().endswith(EXTENSIONS)]
         ignored += [f for f in files if not f.lower().endswith(EXTENSIONS)]
@@ -140,28 +170,15 @@ def _class_folders(root: Path) -> dict[str, list[str]]:
     return classes
 
 
-def check_class_name(name: str, where: str) -> None:
-    """Refuses names of classes that could not be written to a file of labels.
-
-    Raises:
-        ValueError: beginning with `where`.
-    """
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{where} has a name that is not valid UTF-8: rename it.") from None
-    if "\n" in name or "\t" in name:
-        raise ValueError(f"{where} has a tab or a line break in its name: rename it.")
-
-
-def _files(folder: Path) -> Iterator[str]:
+def _files(folder: AnyPath) -> Iterator[str]:
     """Paths of the files at any depth, but for hidden ones ("._a.jpg", ".ipynb_checkpoints")."""
-    for directory, below, files in os.walk(folder, followlinks=True):
+    for directory, below, files in paths.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
-        yield from (os.path.join(directory, name) for name in files if not name.startswith("."))
+        visible = (name for name in files if not name.startswith("."))
+        yield from (os.path.join(str(directory), name) for name in visible)
 
 
-def _same_classes(root: Path, found: Mapping[str, Mapping[str, list[str]]]) -> tuple[str, ...]:
+def _same_classes(root: AnyPath, found: Mapping[str, Mapping[str, list[str]]]) -> tuple[str, ...]:
     expected = found["train"]
     for split, classes in found.items():
         missing = sorted(set(expected) - set(classes))

@@ -8,16 +8,17 @@ one.
 """
 
 import dataclasses
-import os
 import re
 
 import tensorflow as tf
 from absl import logging
 
 from efficientnet_tf import labels as labels_lib
+from efficientnet_tf import paths
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data.records import Source, first_few
 from efficientnet_tf.data.tfrecord import count_all, parse_example, record_source
+from efficientnet_tf.paths import AnyPath
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.tfrecord)?$")
 _MINIVAL = 20 / 1024
@@ -34,7 +35,7 @@ def open_imagenet(config: DataConfig) -> Source:
     Raises:
         ValueError: files are missing, or too many are cut off.
     """
-    root = os.path.expanduser(config.source.partition(":")[2])
+    root = paths.of(config.source.partition(":")[2])
     train = _files(root, config.max_bad, "train-")
     test = _files(root, config.max_bad, "validation-")
     held = _share(_MINIVAL, train, root) if config.holdout else 0
@@ -53,7 +54,7 @@ def open_imagenet21k(config: DataConfig) -> Source:
     Raises:
         ValueError: files are missing, or too many are cut off.
     """
-    root = os.path.expanduser(config.source.partition(":")[2])
+    root = paths.of(config.source.partition(":")[2])
     files = _files(root, config.max_bad, "imagenet21k", "train-")
     tested = _share(_TEST_21K, files, root)
     held = tested + (_share(_MINIVAL_21K, files, root) if config.holdout else 0)
@@ -88,20 +89,17 @@ def _parse_21k(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return example["image"], example["labels"].values
 
 
-def _files(root: str, max_bad: float, *prefixes: str) -> list[str]:
+def _files(root: AnyPath, max_bad: float, *prefixes: str) -> list[str]:
     """The files NAME-00000-of-00100 of a split, in order; the first prefix that there is counts."""
     for prefix in prefixes:
-        pattern = f"{root.rstrip('/')}/{prefix}*-of-*"
-        try:
-            found = sorted(path for path in tf.io.gfile.glob(pattern) if _NAME.fullmatch(path))
-        except tf.errors.NotFoundError:
-            found = []
+        pattern = f"{prefix}*-of-*"
+        found = sorted(filter(_NAME.fullmatch, map(str, root.glob(pattern))))
         if found:
             break
     else:
         raise ValueError(
-            f"There are no files {pattern}, as train-00000-of-01024. What scripts/prepare_data.py"
-            " wrote is tfrecord:PATH, class folders are folder:PATH."
+            f"There are no files {root}/{pattern}, as train-00000-of-01024. What"
+            " scripts/prepare_data.py wrote is tfrecord:PATH, class folders are folder:PATH."
         )
     totals = {_NAME.fullmatch(path)[3] for path in found}
     if len(totals) > 1:
@@ -122,7 +120,7 @@ def _files(root: str, max_bad: float, *prefixes: str) -> list[str]:
     return found
 
 
-def _share(share: float, files: list[str], root: str) -> int:
+def _share(share: float, files: list[str], root: AnyPath) -> int:
     if len(files) < 2:
         raise ValueError(
             f"{root} has one training file: none can be held out. Expected at least two."

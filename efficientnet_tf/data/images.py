@@ -9,6 +9,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf import paths
+from efficientnet_tf.paths import Remote
 from efficientnet_tf.preprocessing import Preprocessing
 
 _HEADER = 54  # bytes: as long as BMP's, and longer than what is looked at of WebP's
@@ -176,7 +178,7 @@ def from_bytes(encoded, preprocessing: Preprocessing):
     )
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike | Remote) -> np.ndarray:
     """Reads a picture file; see `decode` for what it takes.
 
     Returns:
@@ -186,14 +188,13 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         OSError: where there is no readable file at `path`.
         ValueError: naming the file, where it is not a complete picture.
     """
-    with open(path, "rb") as file:
-        encoded = file.read()
+    encoded = paths.of(path).read_bytes()
     if not encoded:
-        raise ValueError(f"{os.fspath(path)}: the file is empty")
+        raise ValueError(f"{path}: the file is empty")
     try:
         return decode(encoded).numpy()
     except tf.errors.InvalidArgumentError as error:
         reason = error.message.rpartition("}} ")[2].removesuffix(" [Op:DecodeImage]")
         raise ValueError(
-            f"{os.fspath(path)}: not a complete JPEG, PNG, BMP, GIF or WebP picture ({reason})"
+            f"{path}: not a complete JPEG, PNG, BMP, GIF or WebP picture ({reason})"
         ) from None

@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_tf import paths as paths_lib
+from efficientnet_tf import stores
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data import images
 from efficientnet_tf.data.records import (
@@ -19,6 +21,7 @@ from efficientnet_tf.data.records import (
     multi_hot,
     warn_untrained,
 )
+from efficientnet_tf.paths import Remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +89,24 @@ def source(listing: Listing, config: DataConfig) -> Source:
     if not listing.multi_label:
         table = table[:, 0]
 
+    read = reader(listing.paths)
+
     def encoded(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if listing.multi_label:
             label = multi_hot(label, num_classes)
-        return tf.io.read_file(path), label
+        return read(path), label
 
     def decode(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         content, label = encoded(path, label)
         return images.decode(content), label
 
+    records, row = gather((paths, table), listing.parts)
     return Source(
         name=config.source,
         class_names=listing.class_names,
         num_examples={part: len(listing.parts[part]) for part in SPLITS},
-        records=gather((paths, table), listing.parts),
+        records=records,
+        row=row,
         decode=decode,
         encoded=encoded,
         describe=lambda path, label: path,
@@ -107,6 +114,30 @@ def source(listing: Listing, config: DataConfig) -> Source:
         checked=config.check_pictures,
         bad=tuple(listing.paths[row] for row in bad),
     )
+
+
+def reader(paths: Sequence[str]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What reads files in `tf.data`: TensorFlow, or Python where it does not know their scheme.
+
+    Args:
+        paths: of the files, which are in one place.
+
+    Returns:
+        Scalar string of a path to that of the content. Python's cannot be sent to the workers of a
+        tf.data service.
+    """
+    first = paths_lib.of(paths[0])
+    if not isinstance(first, Remote) or stores.read_by_tensorflow(first.scheme):
+        return tf.io.read_file
+
+    def in_python(url: bytes | np.ndarray) -> bytes:  # an array where it is run eagerly
+        name = url.item() if isinstance(url, np.ndarray) else url
+        return paths_lib.of(os.fsdecode(name)).read_bytes()
+
+    def content(path: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(in_python, [path], tf.string), ())
+
+    return content
 
 
 def unreadable(paths: Sequence[str]) -> dict[int, str]:
@@ -120,9 +151,10 @@ def unreadable(paths: Sequence[str]) -> dict[int, str]:
     """
     logging.info("Checking %d pictures (data.check_pictures=false leaves this out).", len(paths))
     dataset = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
+    read = reader(paths)
     sizes = iter(
         dataset.map(
-            lambda path: tf.size(images.decode(tf.io.read_file(path))),
+            lambda path: tf.size(images.decode(read(path))),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
     )

@@ -302,7 +302,8 @@ def _training_example(source: Source, config: DataConfig, image_size: int, seed:
         image = images.resize(image, image_size, config.resize)
         image.set_shape((image_size, image_size, 3))
         image = distort(image, config, seed, position)
-        target = label if source.multi_label else tf.one_hot(label, source.num_classes)
+        vector = source.multi_label or source.soft
+        target = label if vector else tf.one_hot(label, source.num_classes)
         return tf.ensure_shape(image, (image_size, image_size, 3)), target, problem
 
     return example

@@ -1,14 +1,15 @@
 """Writes class folders, or a table of paths and labels, as sharded TFRecord files.
 
 Every picture is decoded once; those that cannot be are left out and listed in `quarantine.csv`. The
-files of the pictures are never touched. A file of records is written under another name and then
-renamed, and a journal (`shards.jsonl`) keeps what is finished, so that a run that was stopped goes
-on where it was.
+files of the pictures are never touched. A file of records appears whole, and a journal
+(`shards.jsonl`) keeps what is finished, so that a run that was stopped goes on where it was. Both
+folders may be URLs, see `paths`; there, pictures are told from changed ones by their size alone.
 """
 
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,21 +17,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf import paths, writing
 from efficientnet_tf.data import folder, images, tables
 from efficientnet_tf.data import listing as listing_lib
 from efficientnet_tf.data.listing import Listing
 from efficientnet_tf.data.records import SPLITS
 from efficientnet_tf.data.tfrecord import MANIFEST, VERSION
+from efficientnet_tf.paths import AnyPath, Remote
 
 QUARANTINE = "quarantine.csv"
 JOURNAL = "shards.jsonl"
-_SHARD = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}\.tfrecord(\.tmp)?")
+_SHARD = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}\.tfrecord")
 _BYTES_PER_SHARD = 128 * 2**20
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF"}
 _SECONDS = 1.0  # between reports
@@ -66,7 +68,7 @@ class _Shard:
 
 def prepare(
     source: str,
-    to: str | os.PathLike,
+    to: str | os.PathLike | Remote,
     *,
     shards: int | None = None,
     workers: int | None = None,
@@ -83,7 +85,7 @@ def prepare(
 
     Args:
         source: "folder:PATH" or "csv:PATH", see `data.folder` and `data.tables`.
-        to: folder to write to; it is made.
+        to: folder to write to; it is made. Nothing else may write there meanwhile.
         shards: files of training pictures; other splits get as many as fit their size. None: files
             of about 128 MiB.
         workers: files that are written at a time; None for one per core.
@@ -102,7 +104,8 @@ def prepare(
         ValueError: the source cannot be used, or too many pictures cannot be read.
         FileExistsError: something else was written before.
     """
-    root = Path(to)
+    root = paths.of(to)
+    writing.check_writable(root)
     listing = listing_lib.split(_list(source), holdout)
     stamps = [_stamp(path) for path in listing.paths]
     if shards is None:
@@ -113,6 +116,7 @@ def prepare(
     fingerprint = _fingerprint(listing, stamps, shards, seed)
     plan = _plan(listing, shards, seed)
     root.mkdir(parents=True, exist_ok=True)
+    writing.sweep(root)
     done = _finished(root, fingerprint, overwrite)
     done = {name: entry for name, entry in done.items() if _is_whole(root, entry)}
     _write_all(root, listing, plan, done, workers or os.cpu_count() or 1, max_bad, progress)
@@ -126,16 +130,18 @@ def prepare(
 
 def _list(source: str) -> Listing:
     kind, _, rest = source.partition(":")
-    path = Path(rest).expanduser()
     if kind == "folder" and rest:
-        return folder.list_folder(path)
+        return folder.list_folder(paths.of(rest))
     if kind == "csv" and rest:
-        return tables.list_csv(path)
+        return tables.list_csv(paths.of(rest))
     raise ValueError(f"source must be folder:PATH or csv:PATH. Received: {source!r}")
 
 
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of the last change of a file; zeros for a link that leads nowhere."""
+    located = paths.of(path)
+    if isinstance(located, Remote):
+        return located.size(), 0
     try:
         found = os.stat(path)
     except OSError:
@@ -169,7 +175,7 @@ def _plan(listing: Listing, shards: int, seed: int) -> list[_Shard]:
     return plan
 
 
-def _finished(root: Path, fingerprint: str, overwrite: bool) -> dict[str, dict[str, Any]]:
+def _finished(root: AnyPath, fingerprint: str, overwrite: bool) -> dict[str, dict[str, Any]]:
     """What an earlier run finished, by file; begins a journal where there is none."""
     own = (MANIFEST, JOURNAL, QUARANTINE)
     ours = [p for p in root.iterdir() if _SHARD.fullmatch(p.name) or p.name in own]
@@ -188,7 +194,7 @@ def _finished(root: Path, fingerprint: str, overwrite: bool) -> dict[str, dict[s
     return {line["file"]: line for line in lines[1:]}
 
 
-def _journal(root: Path) -> Iterator[dict[str, Any]]:
+def _journal(root: AnyPath) -> Iterator[dict[str, Any]]:
     try:
         text = (root / JOURNAL).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -197,13 +203,13 @@ def _journal(root: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _is_whole(root: Path, entry: dict[str, Any]) -> bool:
+def _is_whole(root: AnyPath, entry: dict[str, Any]) -> bool:
     path = root / entry["file"]
-    return path.exists() and path.stat().st_size == entry["bytes"]
+    return path.exists() and paths.size(path) == entry["bytes"]
 
 
 def _write_all(
-    root: Path,
+    root: AnyPath,
     listing: Listing,
     plan: list[_Shard],
     done: dict[str, dict[str, Any]],
@@ -222,8 +228,8 @@ def _write_all(
         read = earlier + counter.pictures
         progress(Progress(read, total, len(_bad(done)), len(done), len(plan), rate))
 
-    with futures.ThreadPoolExecutor(workers) as pool, open(root / JOURNAL, "a+b") as journal:
-        _mend(journal)
+    _mend(root / JOURNAL)
+    with futures.ThreadPoolExecutor(workers) as pool:
         running = {
             pool.submit(_write, root, listing, shard, counter)
             for shard in plan
@@ -238,8 +244,7 @@ def _write_all(
                 # Those that failed come last: what the others did is kept.
                 for future in sorted(finished, key=lambda each: each.exception() is not None):
                     entry = future.result()
-                    journal.write(json.dumps(entry).encode() + b"\n")
-                    journal.flush()
+                    writing.append(root / JOURNAL, json.dumps(entry) + "\n")
                     done[entry["file"]] = entry
                 if finished:
                     _check_bad(root, listing, done, total, max_bad)
@@ -251,12 +256,11 @@ def _write_all(
             raise
 
 
-def _mend(journal: Any) -> None:
+def _mend(journal: AnyPath) -> None:
     """Takes away a last line that was not finished."""
-    journal.seek(0)
-    text = journal.read()
-    journal.truncate(text.rfind(b"\n") + 1)
-    journal.seek(0, os.SEEK_END)
+    text = journal.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        _replace(journal, text[: text.rfind("\n") + 1])
 
 
 class _Counter:
@@ -272,25 +276,24 @@ class _Counter:
             self.pictures += 1
 
 
-def _write(root: Path, listing: Listing, shard: _Shard, counter: _Counter) -> dict[str, Any]:
+def _write(root: AnyPath, listing: Listing, shard: _Shard, counter: _Counter) -> dict[str, Any]:
     """Writes one file, and says what is in it."""
-    path, temporary = root / shard.name, root / f"{shard.name}.tmp"
     bad = []
-    with tf.io.TFRecordWriter(str(temporary)) as writer:
-        for row in shard.rows:
-            if counter.stop:
-                raise InterruptedError("Another file could not be written.")
-            try:
-                example = _example(listing, row)
-            except tf.errors.OpError as error:
-                bad.append([int(row), listing_lib.reason(error)])
-            except OSError as error:
-                bad.append([int(row), error.strerror or type(error).__name__])
-            else:
-                writer.write(example)
-            counter.add()
-    size = temporary.stat().st_size
-    os.replace(temporary, path)
+    with writing.whole(root / shard.name) as temporary:
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for row in shard.rows:
+                if counter.stop:
+                    raise InterruptedError("Another file could not be written.")
+                try:
+                    example = _example(listing, row)
+                except tf.errors.OpError as error:
+                    bad.append([int(row), listing_lib.reason(error)])
+                except OSError as error:
+                    bad.append([int(row), error.strerror or type(error).__name__])
+                else:
+                    writer.write(example)
+                counter.add()
+        size = temporary.stat().st_size
     count = len(shard.rows) - len(bad)
     return {"file": shard.name, "num_examples": count, "bytes": size, "bad": bad}
 
@@ -301,8 +304,7 @@ def _shape(content):
 
 
 def _example(listing: Listing, row: int) -> bytes:
-    with open(listing.paths[row], "rb") as file:
-        content = file.read()
+    content = paths.of(listing.paths[row]).read_bytes()
     height, width, _ = _shape(content).numpy().tolist()
     name = listing.names[row]
     labels = listing.labels[row]
@@ -333,7 +335,7 @@ def _bad(done: dict[str, dict[str, Any]]) -> dict[int, str]:
 
 
 def _check_bad(
-    root: Path,
+    root: AnyPath,
     listing: Listing,
     done: dict[str, dict[str, Any]],
     total: int,
@@ -347,17 +349,17 @@ def _check_bad(
         raise ValueError(f"{error} Those found so far are in {root / QUARANTINE}.") from None
 
 
-def _write_quarantine(root: Path, listing: Listing, bad: dict[int, str]) -> None:
+def _write_quarantine(root: AnyPath, listing: Listing, bad: dict[int, str]) -> None:
     if not bad:
         (root / QUARANTINE).unlink(missing_ok=True)
         return
-    # As in the file system: a path need not be valid UTF-8.
-    with open(
-        root / QUARANTINE, "w", encoding="utf-8", errors="surrogateescape", newline=""
-    ) as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "reason"))
-        writer.writerows((listing.paths[row], bad[row]) for row in sorted(bad))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("path", "reason"))
+    writer.writerows((listing.paths[row], bad[row]) for row in sorted(bad))
+    with writing.whole(root / QUARANTINE) as temporary:
+        # As in the file system: a path need not be valid UTF-8.
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _manifest(
@@ -381,8 +383,6 @@ def _manifest(
     }
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _replace(path: AnyPath, text: str) -> None:
+    with writing.whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_tf.labels import check_class_name, printable
+
 SPLITS = ("train", "validation", "test")
 _MOST_NAMED = 10
 _SHUFFLE_BUFFER = 16384  # records of a stream, which cannot be shuffled whole
@@ -39,8 +41,16 @@ class Source:
             only a part of the picture; None where pictures are not kept as files.
         describe: record to a scalar string that names it to people, in TensorFlow.
         multi_label: whether a picture may have several labels, or none.
+        soft: whether the label of a training picture is its probability of each class instead,
+            float32 (classes,). Such a source is there to be trained on only.
+        row: (split, position in its fixed order as int64 scalar) to the record there, in
+            TensorFlow, which may be used several times; None where records can only be read one
+            after the other.
         checked: whether every record is known to decode and to have a valid label.
         bad: names of the pictures that were found unreadable and left out.
+
+    Raises:
+        ValueError: a class has a name that cannot be used.
     """
 
     name: str
@@ -51,8 +61,15 @@ class Source:
     encoded: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None
     describe: Callable[..., tf.Tensor] = lambda *_: tf.constant("a picture")
     multi_label: bool = False
+    soft: bool = False
+    row: Callable[[str, tf.Tensor], tuple[tf.Tensor, ...]] | None = None
     checked: bool = False
     bad: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the names of the classes, which go into files of labels and pages."""
+        for name in self.class_names:
+            check_class_name(name, f"{self.name}: a class")
 
     @property
     def num_classes(self) -> int:
@@ -144,7 +161,7 @@ def warn_untrained(classes: Sequence[str]) -> None:
 
 def gather(
     arrays: tuple[np.ndarray, ...], parts: Mapping[str, np.ndarray]
-) -> Callable[..., tf.data.Dataset]:
+) -> tuple[Callable[..., tf.data.Dataset], Callable[[str, tf.Tensor], tuple[tf.Tensor, ...]]]:
     """Records out of arrays in memory, any of which can be reached at once.
 
     Args:
@@ -152,7 +169,7 @@ def gather(
         parts: rows of each split.
 
     Returns:
-        `Source.records`.
+        (`Source.records`, `Source.row`).
     """
     # Tensors made here are captured; made inside a map they would be copied into the graph. On the
     # CPU, where tf.data runs.
@@ -160,22 +177,39 @@ def gather(
         tensors = tuple(tf.constant(array) for array in arrays)
         rows = {split: tf.constant(part, tf.int64) for split, part in parts.items()}
 
+    def row(split: str, position: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        index = tf.gather(rows[split], position)
+        return tuple(tf.gather(tensor, index) for tensor in tensors)
+
     def records(split: str, seed: int | None, start: int = 0) -> tf.data.Dataset:
         count = len(parts[split])
+        if seed is None:
+            return tf.data.Dataset.range(start, count).map(lambda position: row(split, position))
+        return shuffled(count, seed, start).map(lambda position: row(split, position))
 
-        def record(position: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            if seed is not None:
-                position = tf.random.experimental.index_shuffle(
-                    position % count,
-                    seed=tf.stack([tf.constant(seed, tf.int64), position // count]),
-                    max_index=tf.constant(count - 1, tf.int64),
-                )
-            row = tf.gather(rows[split], position)
-            return tuple(tf.gather(tensor, row) for tensor in tensors)
+    return records, row
 
-        return tf.data.Dataset.range(start, count if seed is None else tf.int64.max).map(record)
 
-    return records
+def shuffled(count: int, seed: int, start: int = 0) -> tf.data.Dataset:
+    """Numbers from 0 to count - 1, pass after pass without an end, every pass in another order.
+
+    Args:
+        count: numbers of a pass.
+        seed: of the order.
+        start: how many are left out at the front.
+
+    Returns:
+        A dataset of int64 scalars.
+    """
+
+    def number(position: tf.Tensor) -> tf.Tensor:
+        return tf.random.experimental.index_shuffle(
+            position % count,
+            seed=tf.stack([tf.constant(seed, tf.int64), position // count]),
+            max_index=tf.constant(count - 1, tf.int64),
+        )
+
+    return tf.data.Dataset.range(start, tf.int64.max).map(number)
 
 
 def passes(
@@ -249,6 +283,5 @@ def valid_labels(labels: tf.Tensor, num_classes: int, name: tf.Tensor) -> tf.Ten
 def first_few(items: Sequence[str]) -> str:
     """The first ten names, and how many more there are."""
     rest = len(items) - _MOST_NAMED
-    # Names of files need not be valid UTF-8, but what is printed has to be.
-    named = [item.encode("utf-8", "backslashreplace").decode() for item in items[:_MOST_NAMED]]
+    named = [printable(item) for item in items[:_MOST_NAMED]]
     return ", ".join(named) + (f" and {rest} more" if rest > 0 else "")

@@ -2,17 +2,20 @@
 
 import csv
 import dataclasses
+import functools
 import os
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 
+from efficientnet_tf import paths
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data import listing as listing_lib
-from efficientnet_tf.data.folder import check_class_name
 from efficientnet_tf.data.listing import Listing
 from efficientnet_tf.data.records import SPLITS, Source, first_few
+from efficientnet_tf.labels import check_class_name
+from efficientnet_tf.paths import AnyPath, Remote
 
 COLUMNS = ("path", "label", "split")
 
@@ -34,17 +37,18 @@ def open_csv(config: DataConfig) -> Source:
     Raises:
         ValueError: the pictures cannot be trained on; the message says why.
     """
-    path = Path(config.source.partition(":")[2]).expanduser()
+    path = paths.of(config.source.partition(":")[2])
     return listing_lib.source(list_csv(path), config)
 
 
-def list_csv(table: Path) -> Listing:
+def list_csv(table: AnyPath) -> Listing:
     """Reads a table with the columns path, label and, if wanted, split.
 
     Paths are relative to the table's folder. A label may be several, `cat|dog`: then the whole
     table has several labels a picture. Splits are train, validation and test; without them the
     pictures are held out as from a folder. The first line may name the columns, in any order and
-    beside others; without it they are path, label, split. UTF-8, commas, quotes as in RFC 4180.
+    beside others; without it they are path, label, split. UTF-8, commas, quotes as in RFC 4180. A
+    local table may name other places by absolute paths, one in a store by URLs of its scheme.
 
     Args:
         table: file.
@@ -78,7 +82,7 @@ def list_csv(table: Path) -> Listing:
         raise ValueError(f"{table}: classes without training pictures: {first_few(missing)}")
     return Listing(
         names=[row.name for row in rows],
-        paths=[str(table.parent / row.name) for row in rows],
+        paths=[str(paths.joined(table.parent, row.name)) for row in rows],
         labels=[tuple(sorted(number[label] for label in row.labels)) for row in rows],
         class_names=class_names,
         parts=parts,
@@ -86,14 +90,15 @@ def list_csv(table: Path) -> Listing:
     )
 
 
-def _rows(table: Path) -> tuple[list[_Row], list[str]]:
+def _rows(table: AnyPath) -> tuple[list[_Row], list[str]]:
     """The rows, and what is wrong with others."""
+    is_file = _finder(table.parent)
     rows: list[_Row] = []
     mistakes: list[str] = []
     columns: dict[str, int] | None = None
     width = 0
     # Paths need not be valid UTF-8, and spreadsheets write a mark in front (utf-8-sig).
-    with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with paths.open_text(table, "utf-8-sig", "surrogateescape") as file:
         reader = csv.reader(file, strict=True)
         try:
             for cells in reader:
@@ -107,7 +112,7 @@ def _rows(table: Path) -> tuple[list[_Row], list[str]]:
                         continue
                     width = min(max(len(cells), 2), len(COLUMNS))
                     columns = {name: index for index, name in enumerate(COLUMNS[:width])}
-                row = _row(table, reader.line_num, cells, columns, width)
+                row = _row(is_file, reader.line_num, cells, columns, width)
                 if isinstance(row, str):
                     mistakes.append(row)
                 else:
@@ -118,7 +123,11 @@ def _rows(table: Path) -> tuple[list[_Row], list[str]]:
 
 
 def _row(
-    table: Path, line: int, cells: list[str], columns: dict[str, int], width: int
+    is_file: Callable[[str], bool],
+    line: int,
+    cells: list[str],
+    columns: dict[str, int],
+    width: int,
 ) -> _Row | str:
     """One row, or what is wrong with it."""
     if len(cells) != width:
@@ -131,11 +140,33 @@ def _row(
         return f"line {line}: an empty label"
     if "split" in cell and cell["split"] not in SPLITS:
         return f"line {line}: the split must be one of {', '.join(SPLITS)}, not {cell['split']!r}"
-    name = os.path.normpath(cell["path"])
-    if not os.path.isfile(table.parent / name):
+    name = cell["path"] if "://" in cell["path"] else os.path.normpath(cell["path"])
+    try:
+        found = is_file(name)
+    except ValueError as error:
+        return f"line {line}: {error}"
+    if not found:
         hint = " (the first line may name the columns: path,label)" if line == 1 else ""
         return f"line {line}: there is no file {name!r}{hint}"
     return _Row(line, name, tuple(sorted(set(labels))), cell.get("split", ""))
+
+
+def _finder(folder: AnyPath) -> Callable[[str], bool]:
+    """Tells whether there is a file of a name; stores are asked once for each of their folders."""
+    if not isinstance(folder, Remote):
+        return lambda name: paths.joined(folder, name).is_file()
+
+    @functools.cache
+    def files(inside: Remote) -> frozenset[Remote]:
+        if not inside.is_dir():
+            return frozenset()
+        return frozenset(path for path, is_folder in inside.entries() if not is_folder)
+
+    def is_file(name: str) -> bool:
+        path = paths.joined(folder, name)
+        return path in files(path.parent)
+
+    return is_file
 
 
 def _unique(rows: list[_Row]) -> tuple[list[_Row], list[str]]:

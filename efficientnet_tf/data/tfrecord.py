@@ -9,7 +9,8 @@ from 1; several for several labels), and for people `image/class/text`, `image/f
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_tf import paths, stores
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data import images
 from efficientnet_tf.data.records import (
@@ -27,9 +29,11 @@ from efficientnet_tf.data.records import (
     passes,
     valid_labels,
 )
+from efficientnet_tf.paths import AnyPath, Remote
 
 MANIFEST = "dataset.json"
 VERSION = 1
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _CYCLE = 16  # files that are read at a time; part of what the order of a pass depends on
 _FRAME = 12  # bytes in front of a record: its length, and a checksum of that
 _CHECKSUM = 4  # bytes after a record
@@ -63,22 +67,22 @@ def open_tfrecord(config: DataConfig) -> Source:
     Raises:
         ValueError: there is no manifest, or files are missing or cut off.
     """
-    root = os.path.expanduser(config.source.partition(":")[2])
+    root = paths.of(config.source.partition(":")[2])
     manifest = read_manifest(root)
     found, expected = {}, 0
     changed: list[str] = []
     for split, shards in manifest["splits"].items():
         files = []
         for shard in shards:
-            path = f"{root.rstrip('/')}/{shard['file']}"
-            file = RecordFile(path, shard["num_examples"])
+            path = root / _plain(shard["file"])
+            file = RecordFile(str(path), shard["num_examples"])
             expected += file.count
-            if not tf.io.gfile.exists(path):
+            if not path.exists():
                 raise ValueError(f"{path} is missing. Copy it again, or write the data again.")
-            if tf.io.gfile.stat(path).length != shard["bytes"]:
-                changed.append(path)
+            if paths.size(path) != shard["bytes"]:
+                changed.append(file.path)
                 # Never more records than there were: the rest would not be pictures.
-                counted = count_records(path)
+                counted = count_records(file.path)
                 file = dataclasses.replace(counted, count=min(counted.count, file.count))
             files.append(file)
         found[split] = files
@@ -93,17 +97,27 @@ def open_tfrecord(config: DataConfig) -> Source:
     return dataclasses.replace(source, bad=bad)
 
 
-def read_manifest(root: str) -> dict[str, Any]:
+def _plain(name: object) -> str:
+    """A name that a manifest gives, where it is one of a file in its own folder.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(name, str) or not _FILE.fullmatch(name):
+        raise ValueError(f"{MANIFEST} names {name!r}, which is no file beside it.")
+    return name
+
+
+def read_manifest(root: AnyPath) -> dict[str, Any]:
     """Reads `dataset.json`.
 
     Raises:
         ValueError: there is none, or it is not of this version.
     """
-    path = f"{root.rstrip('/')}/{MANIFEST}"
+    path = root / MANIFEST
     try:
-        with tf.io.gfile.GFile(path) as file:
-            manifest = json.loads(file.read())
-    except tf.errors.NotFoundError:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         raise ValueError(
             f"There is no {path}, which scripts/prepare_data.py writes when it is done. For"
             " ImageNet's official files, data.source is imagenet:PATH."
@@ -112,6 +126,9 @@ def read_manifest(root: str) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise ValueError(f"{path}: expected version {VERSION}, as scripts/prepare_data.py writes.")
+    names = manifest.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: class_names must be a list of names.")
     return manifest
 
 
@@ -189,7 +206,7 @@ def read(files: Sequence[RecordFile], seed: int | None, start: int = 0) -> tf.da
     def records(index: tf.Tensor) -> tf.data.Dataset:
         path, skip, count = (tf.gather(each, index) for each in (paths, skips, counts))
         empty = tf.data.Dataset.from_tensors(tf.constant(b"")).repeat()
-        found = tf.data.TFRecordDataset(path).ignore_errors().concatenate(empty)
+        found = _stored(path, files[0].path).ignore_errors().concatenate(empty)
         numbers = tf.data.Dataset.range(tf.int64.max)
         numbered = tf.data.Dataset.zip(found, numbers).skip(skip).take(count)
         return numbered.map(lambda serialized, number: (serialized, path, number))
@@ -207,6 +224,31 @@ def read(files: Sequence[RecordFile], seed: int | None, start: int = 0) -> tf.da
         )
 
     return passes(one_pass, sum(file.count for file in files), seed, start)
+
+
+def _stored(path: tf.Tensor, example: str) -> tf.data.Dataset:
+    """The records of a file, up to where it is damaged.
+
+    Args:
+        path: of the file, scalar string.
+        example: path of such a file.
+    """
+    located = paths.of(example)
+    if not isinstance(located, Remote) or stores.read_by_tensorflow(located.scheme):
+        return tf.data.TFRecordDataset(path)
+
+    def records(path: bytes) -> Iterator[bytes]:
+        with paths.of(os.fsdecode(path)).open("rb") as file:
+            while len(frame := file.read(_FRAME)) == _FRAME:
+                content = file.read(int.from_bytes(frame[:8], "little"))
+                check = file.read(_CHECKSUM)
+                if frame[8:] != _sum(frame[:8]) or check != _sum(content):
+                    return
+                yield content
+
+    return tf.data.Dataset.from_generator(
+        records, output_signature=tf.TensorSpec((), tf.string), args=(path,)
+    )
 
 
 def count_all(paths: Sequence[str], max_bad: float) -> tuple[list[RecordFile], tuple[str, ...]]:
@@ -240,15 +282,15 @@ def count_records(path: str) -> RecordFile:
     A record is its length (8 bytes, little-endian), a checksum of that (4), the data, and a
     checksum of those (4), see `tensorflow/core/lib/io/record_writer.h`.
     """
-    size = tf.io.gfile.stat(path).length
+    located = paths.of(path)
+    size = paths.size(located)
     count = position = 0
-    # tf.io.gfile reads other file systems too, but a local file is much faster without it.
-    opened = tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb", buffering=0)  # noqa: SIM115
+    opened = located.open("rb") if isinstance(located, Remote) else located.open("rb", buffering=0)
     with opened as file:
         while position < size:
             file.seek(position)
             frame = file.read(_FRAME)
-            if len(frame) < _FRAME or int.from_bytes(frame[8:], "little") != _masked(frame[:8]):
+            if len(frame) < _FRAME or frame[8:] != _sum(frame[:8]):
                 break
             end = position + _FRAME + int.from_bytes(frame[:8], "little") + _CHECKSUM
             if end > size:
@@ -301,10 +343,11 @@ def _checksum_table() -> list[int]:
 _TABLE = _checksum_table()
 
 
-def _masked(data: bytes) -> int:
-    """CRC-32C as TFRecord files have it: rotated, and a constant added."""
+def _sum(data: bytes) -> bytes:
+    """Checksum: CRC-32C as TFRecord files have it: rotated, and a constant added."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked.to_bytes(4, "little")

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_tf import writing
+from efficientnet_tf import paths, writing
 from efficientnet_tf.classifier import Classifier, Origin
 from efficientnet_tf.export import (
     checks,
@@ -29,6 +28,7 @@ from efficientnet_tf.export import (
     graph,
     keras_file,
     manifest,
+    onnx_file,
     place,
     runtimes,
     verify,
@@ -46,9 +46,11 @@ from efficientnet_tf.export.formats import (
     SAVED_MODEL,
     Format,
     Options,
+    check_size,
 )
 from efficientnet_tf.export.pictures import Pictures
 from efficientnet_tf.export.verify import GateError, Reference, Report
+from efficientnet_tf.paths import AnyPath, Remote
 from efficientnet_tf.preprocessing import Preprocessing
 
 REPORT = "report.json"
@@ -58,7 +60,7 @@ _SHOWN = 10  # layers
 
 def export(
     classifier: Classifier,
-    to: str | os.PathLike,
+    to: str | os.PathLike | Remote,
     formats: Sequence[str],
     pictures: Pictures,
     *,
@@ -74,7 +76,7 @@ def export(
 
     Args:
         classifier: what leaves Keras.
-        to: folder to write to; other files in it stay.
+        to: folder to write to; other files in it stay. May be a URL, see `paths`.
         formats: keys of `formats.FORMATS`.
         pictures: to check on, such as `pictures.samples()`.
         origin: of the weights, for the manifests.
@@ -91,9 +93,10 @@ def export(
         GateError: a file does not give the model's answers; nothing is put in place, and
             `failed-<time>.json` in the folder has the reports.
     """
-    to = Path(to)
+    to = paths.of(to)
     options = options or Options()
     chosen = _chosen(formats, options)
+    check_size(chosen, options, classifier.model)
     _check_version(to, options.version)
     writing.check_writable(to)
     pictures.count()
@@ -111,12 +114,18 @@ def export(
             raise GateError(reports)
         configs = job.serving_configs()
         with writing.lock(to, wait=True):
-            place.move(_moves(chosen, aside, to, options.version, configs), aside)
-        shutil.rmtree(to / int8_lib.STATE, ignore_errors=True)
+            moves = _moves(chosen, aside, to, options.version, configs)
+            place.move(moves, aside)
+            left = onnx_file.data_of(to / FORMATS["onnx"].path)  # of a file that was there before
+            if FORMATS["onnx"] in chosen and left not in moves.values():
+                left.unlink(missing_ok=True)
+        paths.remove_tree(to / int8_lib.STATE)
     return reports
 
 
-def diagnosis(classifier: Classifier, to: str | os.PathLike, calibration: Pictures | None) -> str:
+def diagnosis(
+    classifier: Classifier, to: str | os.PathLike | Remote, calibration: Pictures | None
+) -> str:
     """Finds out what int8 does to each layer, and what to do about it.
 
     Args:
@@ -131,20 +140,20 @@ def diagnosis(classifier: Classifier, to: str | os.PathLike, calibration: Pictur
         ValueError: there are too few pictures.
     """
     calibration = _enough("a diagnosis", calibration)
-    to = Path(to)
+    to = paths.of(to)
     with place.aside(to) as aside:
         found = diagnose.diagnose(
             _parts(classifier), _in_range(calibration, classifier.preprocessing)
         )
         (aside / DIAGNOSIS).write_text(found.text() + "\n", encoding="utf-8")
-        os.replace(aside / DIAGNOSIS, to / DIAGNOSIS)
+        writing.put(aside / DIAGNOSIS, to / DIAGNOSIS)
     return found.text(_SHOWN)
 
 
 class Job:
     """One run of `export`: what all formats share, and the reports so far."""
 
-    def __init__(self, classifier, pictures, origin, options, aside: Path, to: Path):
+    def __init__(self, classifier, pictures, origin, options, aside: Path, to: AnyPath):
         self.classifier, self.pictures = classifier, pictures
         self.origin, self.options, self.aside, self.to = origin, options, aside, to
         self.rule = classifier.preprocessing
@@ -252,7 +261,7 @@ class Job:
         except runtimes.RuntimeFailure as error:
             return Report(path.name, limits=limits, failure=str(error)), {}
 
-    def serving_configs(self) -> dict[Path, Path]:
+    def serving_configs(self) -> dict[Path, AnyPath]:
         """Writes configuration for TensorFlow Serving aside; what is to be moved where."""
         if self.options.serving_name is None:
             return {}
@@ -308,7 +317,7 @@ def _in_range(pictures: Pictures, rule: Preprocessing) -> Iterator[np.ndarray]:
         yield np.clip(batch.images, 0.0, 255.0)  # some filters overshoot a little at edges
 
 
-def _check_version(to: Path, version: int | None) -> None:
+def _check_version(to: AnyPath, version: int | None) -> None:
     if version is not None and (to / SAVED_MODEL / str(version)).exists():
         raise FileExistsError(
             f"{to / SAVED_MODEL / str(version)} exists already. Give another version or folder."
@@ -329,29 +338,31 @@ def _manifest(path: Path) -> Path:
 
 
 def _moves(
-    chosen: Sequence[Format], aside: Path, to: Path, version: int | None, configs
-) -> Mapping[Path, Path]:
+    chosen: Sequence[Format], aside: Path, to: AnyPath, version: int | None, configs
+) -> Mapping[Path, AnyPath]:
     """What is renamed to what, in order."""
-    moves: dict[Path, Path] = {}
+    moves: dict[Path, AnyPath] = {}
     for each in chosen:
         finished = aside / each.path
         if each.name == SAVED_MODEL:
             newest = max([0, *place.versions(to / SAVED_MODEL)])
             moves[finished] = to / SAVED_MODEL / str(version or newest + 1)
             continue
+        if onnx_file.data_of(finished).exists():
+            moves[onnx_file.data_of(finished)] = onnx_file.data_of(to / each.path)
         moves[finished] = to / each.path
         if finished.is_file():
-            moves[_manifest(finished)] = _manifest(to / each.path)
+            moves[_manifest(finished)] = (to / each.path).with_name(_manifest(finished).name)
     return {**moves, aside / REPORT: to / REPORT, **configs}
 
 
-def _keep(report: Path, to: Path) -> None:
+def _keep(report: Path, to: AnyPath) -> None:
     """Keeps the report of a failed run under a name that is free."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(100):
         kept = to / (f"failed-{stamp}-{number}.json" if number else f"failed-{stamp}.json")
         if not kept.exists():
-            os.replace(report, kept)
+            writing.put(report, kept)
             logging.error("What failed is in %s", kept)
             return
 

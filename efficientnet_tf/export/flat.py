@@ -13,19 +13,10 @@ import keras
 import numpy as np
 from keras import layers
 
+from efficientnet_tf.models.calls import does_nothing, is_graph, replay
+
 INPUT = "images"
 
-_TRAINING_ONLY = (
-    layers.Dropout,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.AlphaDropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.ActivityRegularization,
-)
-_AUGMENTING = ("AugMix", "CutMix", "MixUp", "RandAugment")
 _FLOATS = ("float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16")
 
 
@@ -52,15 +43,15 @@ def flatten(model: keras.Model) -> keras.Model:
 
     def call(prefix: str) -> Callable:
         def one(layer, *args, **kwargs):
-            if _does_nothing(layer):
+            if does_nothing(layer):
                 return args[0]
             if kwargs.pop("training", None):
                 raise ValueError(
                     f"Layer {layer.name!r} was called with training=True when the model was built:"
                     " its answers change from call to call. Build the model without it."
                 )
-            if _is_graph(layer):
-                return _replay(layer, args[0], call(f"{prefix}{layer.name}_"))
+            if is_graph(layer):
+                return replay(layer, args[0], call(f"{prefix}{layer.name}_"))
             if id(layer) not in copies:
                 name = layer.name if layer.name not in used else f"{prefix}{layer.name}"
                 copies[id(layer)] = copy = _copy(layer, name=unused(name, used))
@@ -74,7 +65,7 @@ def flatten(model: keras.Model) -> keras.Model:
 
     with _float32_policy():
         images = keras.Input(model.inputs[0].shape[1:], name=INPUT)
-        outputs = _replay(model, images, call(""))
+        outputs = replay(model, images, call(""))
         return keras.Model(images, outputs, name=model.name)
 
 
@@ -153,7 +144,7 @@ def _rewrite(model, change: Callable, weights: Callable, size: int | str | None 
     shape = (height, width, channels) if size == "same" else (size, size, channels)
     with _float32_policy():
         images = keras.Input(shape, name=model.inputs[0].name)
-        return keras.Model(images, _replay(model, images, call), name=model.name)
+        return keras.Model(images, replay(model, images, call), name=model.name)
 
 
 def _check(model: keras.Model) -> None:
@@ -161,7 +152,7 @@ def _check(model: keras.Model) -> None:
         "The model must be a built functional or sequential keras.Model with one input of pictures"
         " (batch, height, width, 3) and one output (batch, classes). Received: "
     )
-    if not _is_graph(model):
+    if not is_graph(model):
         raise ValueError(f"{expected}{type(model).__name__}, whose layers cannot be told apart")
     try:
         inputs, outputs = model.inputs, model.outputs
@@ -182,36 +173,6 @@ def _check(model: keras.Model) -> None:
             f"{expected}{model.name!r} with inputs {shapes[: len(inputs)]} and outputs"
             f" {shapes[len(inputs) :]}"
         )
-
-
-def _is_graph(layer) -> bool:
-    return isinstance(layer, keras.Sequential) or (
-        isinstance(layer, keras.Model) and hasattr(layer, "_run_through_graph")
-    )
-
-
-def _replay(model, inputs, call: Callable):
-    """Calls `call(layer, *args, **kwargs)` for each layer of a model, in the order of its graph."""
-    if isinstance(model, keras.Sequential):
-        for layer in model.layers:
-            inputs = call(layer, inputs)
-        return inputs
-    # What keras.models.clone_model does; that one cannot go into a model inside the model.
-    return model._run_through_graph(inputs, operation_fn=lambda op: op, call_fn=call)
-
-
-def _does_nothing(layer) -> bool:
-    """Whether inference returns the layer's input."""
-    if type(layer).__module__.partition(".")[0] != "keras":
-        return False  # of someone's own, whatever its base
-    name = type(layer).__name__
-    return (
-        isinstance(layer, _TRAINING_ONLY)
-        or name == "Identity"
-        or (name == "Activation" and layer.activation is keras.activations.linear)
-        or name in _AUGMENTING
-        or (name.startswith("Random") and name != "RandomCrop")  # crops the centre at inference
-    )
 
 
 def _copy(layer, name: str):

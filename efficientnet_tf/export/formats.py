@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+import keras
 
 from efficientnet_tf.export.pictures import Pictures
 from efficientnet_tf.export.verify import EXACT, Limits
 
+LARGEST = 2**31 - 2**24  # bytes of weights that a file or message of 2 GiB has room for
+_LIMITED = ("tflite", "openvino")  # runtimes whose files are that, or are made from it
 FEWEST_CALIBRATION = 20  # pictures; a few hundred are better
 SAVED_MODEL = "saved_model"
 INT8 = "tflite-int8"
@@ -120,6 +124,10 @@ class Options:
         lossy = format_.name == SAVED_MODEL and self.precision != "float32"
         return self._changed(BFLOAT16 if lossy else format_.limits)
 
+    def constants(self) -> bool:
+        """Whether a SavedModel's weights are constants of its graph."""
+        return self.frozen or self.precision != "float32"
+
     def _changed(self, limits: Limits) -> Limits:
         names = (
             ("tolerance",) if math.isfinite(limits.tolerance) else ("min_agreement", "max_error")
@@ -127,3 +135,21 @@ class Options:
         changes = {name: getattr(self, name) for name in names}
         changes = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(limits, **changes)
+
+
+def check_size(chosen: Sequence[Format], options: Options, model: keras.Model) -> None:
+    """Refuses, before any work is done, formats that cannot hold a model's weights.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    size = 4 * model.count_params()  # float32, which quantised formats are converted from
+    for each in chosen:
+        constants = each.name == SAVED_MODEL and options.constants()
+        if size > LARGEST and (constants or each.runtime in _LIMITED):
+            raise ValueError(
+                f"{each.name}{' with weights that are constants' if constants else ''} is written"
+                f" from less than 2 GiB of weights, and {model.name!r} has {size / 2**30:.2f} GiB."
+                " Formats without that limit are saved_model (without --frozen and"
+                " --precision), onnx and keras."
+            )

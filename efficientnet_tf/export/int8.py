@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efficientnet_tf import paths
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.export import diagnose, graph, qat
 from efficientnet_tf.export import tflite as tflite_lib
 from efficientnet_tf.export.formats import REMEDIES, Format
 from efficientnet_tf.export.verify import Report
+from efficientnet_tf.paths import Remote
 
 if TYPE_CHECKING:
     from efficientnet_tf.export.artifacts import Job
@@ -65,7 +66,7 @@ def make(job: Job, path: Path, format_: Format) -> tuple[Report, dict[str, Any]]
             remedies=REMEDIES[options.remedy],
         )
     except diagnose.NoRemedyError as error:
-        shutil.rmtree(job.to / STATE, ignore_errors=True)  # it is finished, and of no use
+        paths.remove_tree(job.to / STATE)  # it is finished, and of no use
         last = tried[-1]
         return dataclasses.replace(last, failure=f"{last.name}: {error}"), settings
     settings |= {"remedy": choice.remedy, "refused": dict(choice.refused)}
@@ -84,6 +85,6 @@ def _tuned(job: Job, parts: graph.Parts, ranges) -> graph.Parts:
     else:
         feed = qat.from_pictures(job.calibration)
         steps = max(1, sum(1 for _ in job.calibration()))
-    return qat.fine_tune(
-        parts, ranges, feed, job.to / STATE, steps=steps, epochs=job.options.qat_epochs
-    )
+    # A store takes no state to go on from: there tuning that is killed begins anew.
+    folder = (job.aside if isinstance(job.to, Remote) else job.to) / STATE
+    return qat.fine_tune(parts, ranges, feed, folder, steps=steps, epochs=job.options.qat_epochs)

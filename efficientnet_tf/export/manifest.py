@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientnet_tf.classifier import Origin, sha256
+from efficientnet_tf.export import onnx_file
 from efficientnet_tf.export.runtimes import Specs
 from efficientnet_tf.export.verify import Report
 from efficientnet_tf.preprocessing import Preprocessing
@@ -54,7 +55,8 @@ def make(
         What `write` writes, ready for JSON.
     """
     folder = path if path.is_dir() else path.parent
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path, onnx_file.data_of(path)] if path.is_file() else sorted(path.rglob("*"))
+    files = [file for file in files if file.is_file()]
     return {
         "format": FORMAT,
         "artefact": artefact,

@@ -11,9 +11,10 @@ enough to be written out here, as data.
 import dataclasses
 import io
 import json
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import flatbuffers
 import numpy as np
@@ -103,6 +104,36 @@ def add(
             such classifier.
     """
     model = tflite_file.read(content)
+    files = describe(
+        model,
+        class_names=class_names,
+        name=name,
+        description=description,
+        version=version,
+        rule=rule,
+    )
+    stream = io.BytesIO(tflite_file.dump(model))
+    append(stream, files)
+    return stream.getvalue()
+
+
+def describe(
+    model,
+    *,
+    class_names: Sequence[str] = (),
+    name: str = "",
+    description: str = "",
+    version: str = "",
+    rule: Preprocessing | None = None,
+) -> dict[str, str]:
+    """Puts metadata into a `ModelT`; see `add`.
+
+    Returns:
+        The texts of the files that belong behind the model, by name, for `append`.
+
+    Raises:
+        ValueError: see `add`.
+    """
     images, scores = _ends(model)
     check_names(class_names, int(scores.shape[-1]))
     files = {}
@@ -120,7 +151,25 @@ def add(
         model.metadata = [*(model.metadata or ()), entry]
         buffers = [entry.buffer]
     model.buffers[buffers[0]].data = np.frombuffer(_pack(value), np.uint8)
-    return _with_archive(tflite_file.dump(model), files)
+    return files
+
+
+def append(file: str | os.PathLike | BinaryIO, files: Mapping[str, str]) -> None:
+    """Puts an archive of texts behind a model.
+
+    Args:
+        file: that holds the model only; its path, or open.
+        files: texts by name.
+    """
+    if not files:
+        return
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
+        for name, text in files.items():
+            # Without the time of writing, and the same from every system.
+            entry = zipfile.ZipInfo(name)
+            entry.create_system = 3
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, text)
 
 
 def read(content: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -238,20 +287,6 @@ def _describe(images, scores, files, name, description, version) -> dict[str, An
         "associated_files": [entries[RULE_FILE]] if RULE_FILE in entries else [],
         "min_parser_version": PARSER_VERSION,
     }
-
-
-def _with_archive(content: bytes, files: Mapping[str, str]) -> bytes:
-    if not files:
-        return content
-    stream = io.BytesIO(content)
-    with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:
-        for name, text in files.items():
-            # Without the time of writing, and the same from every system.
-            entry = zipfile.ZipInfo(name)
-            entry.create_system = 3
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, text)
-    return stream.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf import writing
-from efficientnet_tf.export import saved_model
+from efficientnet_tf.export import hollow, onnx_file
 from efficientnet_tf.export.graph import INPUT, LOGITS, PROBABILITIES, Parts
 from efficientnet_tf.models import layers as fast
 from efficientnet_tf.preprocessing import Preprocessing
@@ -73,7 +72,8 @@ def write(
         raise ValueError(
             f"opset must be in {OPSETS.start} to {OPSETS.stop - 1}. Received: opset={opset!r}"
         )
-    model = _convert(frozen(parts), opset)
+    function, large = traced(parts, hollow.LARGE)
+    model, weights = _convert(function, opset, large)
     graph = model.graph
     unknown = {node.op_type for node in graph.node if not onnx.defs.has(node.op_type, node.domain)}
     if unknown:
@@ -85,9 +85,12 @@ def write(
     _use_global_pooling(graph)
     _drop_idle(model)
     _sort(graph)
-    _rename(graph, [layer.name for layer in parts.model.layers])
     graph.name = parts.model.name
+    names = _rename(graph, [layer.name for layer in parts.model.layers], weights)
+    weights = {names[name]: value for name, value in weights.items()}
     for value in (*graph.input, *graph.output):
+        if value.name in weights:
+            continue
         axes = ("batch", "height", "width") if value.name == INPUT else ("batch",)
         for axis, dim in zip(axes, value.type.tensor_type.shape.dim, strict=False):
             if not dim.dim_value:
@@ -101,26 +104,24 @@ def write(
         properties[PREPROCESSING] = json.dumps(rule.to_dict())
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
-    with writing.whole(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    onnx_file.write(model, weights, path)
 
 
-def frozen(parts: Parts):
-    """The network as a frozen concrete function, for pictures of any size where it can be.
+def traced(parts: Parts, large: float = math.inf):
+    """The network as a function without variables, for pictures of any size where it can be.
 
     Args:
         parts: from `graph.parts`.
+        large: numbers that a weight has at least to be an input of the function.
 
     Returns:
-        See `saved_model.core_function`; its outputs are the probabilities and the logits.
+        See `hollow.function`; the outputs are the probabilities and the logits.
     """
-    plain = keras.models.clone_model(parts.model, clone_function=_plain)
-    plain.set_weights(parts.model.get_weights())
-    parts = dataclasses.replace(parts, model=plain)
     try:
-        return saved_model.core_function(parts, outputs=OUTPUTS, dynamic_size=True)
+        plain = hollow.copy(parts.model, _plain, dynamic_size=True)
     except ValueError:
-        return saved_model.core_function(parts, outputs=OUTPUTS)
+        plain = hollow.copy(parts.model, _plain)
+    return hollow.function(plain, parts.model.weights, OUTPUTS, large)
 
 
 def _plain(layer):
@@ -140,12 +141,13 @@ def _packages():
     return onnx, tf2onnx
 
 
-def _convert(function, opset: int):
-    """The function as an ONNX model whose input and outputs have their names."""
+def _convert(function, opset: int, large: Sequence[keras.Variable]):
+    """The function as an ONNX model whose input and outputs have their names, and its weights."""
     _, tf2onnx = _packages()
+    weights = {f"{i}/{variable.path}": variable.numpy for i, variable in enumerate(large)}
     inputs = [tensor.name for tensor in function.inputs]
     outputs = [tensor.name for tensor in function.outputs]
-    new_names = dict(zip((*inputs, *outputs), (INPUT, *OUTPUTS), strict=True))
+    new_names = dict(zip((*inputs, *outputs), (INPUT, *weights, *OUTPUTS), strict=True))
     log = logging.getLogger("tf2onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -167,7 +169,8 @@ def _convert(function, opset: int):
             del converted.update_proto  # `make_model` calls it once, at the end
     finally:
         log.setLevel(level)
-    return converted.make_model("")
+    model = converted.make_model("")
+    return model, onnx_file.settle(model, weights)
 
 
 def _transpose_first(graph) -> None:
@@ -334,17 +337,21 @@ def _sort(graph) -> None:
     del graph.value_info[:]
 
 
-def _rename(graph, layers: Sequence[str]) -> None:
+def _rename(graph, layers: Sequence[str], inputs: Collection[str]) -> dict[str, str]:
     """Names nodes LAYER/OPERATION, and constants after the first node that reads them.
 
     Args:
         graph: of the file, sorted.
         layers: names of the network's layers.
+        inputs: of the graph, which are constants too.
+
+    Returns:
+        The names before, to the new ones.
     """
     known, counts = set(layers), Counter[str]()
-    kept = {value.name for value in (*graph.input, *graph.output)}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    names = {name: name for name in kept}
+    values = (*graph.input, *graph.output)
+    constants = {tensor.name for tensor in graph.initializer} | set(inputs)
+    names = {value.name: value.name for value in values if value.name not in constants}
 
     def unused(name: str) -> str:
         counts[name] += 1
@@ -366,8 +373,9 @@ def _rename(graph, layers: Sequence[str]) -> None:
             names.setdefault(name, f"{node.name}{suffix}")
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names[name] for name in node.output]
-    for tensor in graph.initializer:
+    for tensor in (*graph.initializer, *values):
         tensor.name = names[tensor.name]
+    return names
 
 
 def _layer(name: str, known: set[str]) -> str | None:

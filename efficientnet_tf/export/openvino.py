@@ -43,7 +43,7 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
     try:
         source, target = os.path.join(aside, "frozen.pb"), os.path.join(aside, "files")
         with open(source, "wb") as file:
-            file.write(onnx.frozen(parts).graph.as_graph_def().SerializeToString())
+            file.write(onnx.traced(parts)[0].graph.as_graph_def().SerializeToString())
         # Not openvino.convert_model: that one reports its use over the network.
         model = openvino.Core().read_model(source)
         _rename(model, parts.model.name)

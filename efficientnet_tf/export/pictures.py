@@ -11,22 +11,24 @@ import importlib.resources
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_tf import paths
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.data import bad, images
 from efficientnet_tf.data.arrays import open_digits
-from efficientnet_tf.data.folder import EXTENSIONS
+from efficientnet_tf.data.folder import EXTENSIONS, visible_folders
 from efficientnet_tf.data.records import Source, first_few
 from efficientnet_tf.data.sources import open_source
 from efficientnet_tf.evaluate import class_map
+from efficientnet_tf.paths import AnyPath
 from efficientnet_tf.preprocessing import Preprocessing
 
 BATCH = 8
+_BATCH_SIZE = 320  # pixels, both sides, of the largest pictures that come in whole batches
 MAX_BAD = 0.01
 _SAMPLES = ("china.jpg", "flower.jpg")
 _SAMPLE_DIGITS = 32
@@ -77,16 +79,19 @@ class Pictures:
     read: Callable[[], Iterator[Picture]]
     source: Source | None = None
 
-    def batches(self, rule: Preprocessing, batch_size: int = BATCH) -> Iterator[Batch]:
+    def batches(self, rule: Preprocessing, batch_size: int | None = None) -> Iterator[Batch]:
         """Prepares the pictures.
 
         Args:
             rule: how they are cropped and resized.
-            batch_size: pictures at a time; the last batch may have fewer.
+            batch_size: pictures at a time; the last batch may have fewer. None is 8, or as many
+                large ones as need the memory of 8 with 320 px.
 
         Raises:
             ValueError: too many cannot be read; the message names them.
         """
+        if batch_size is None:
+            batch_size = max(1, min(BATCH, BATCH * _BATCH_SIZE**2 // rule.size**2))
         rest = self.read()
         while some := list(itertools.islice(rest, batch_size)):
             pixels = [images.resize_and_crop(one.image, rule).numpy() for one in some]
@@ -180,11 +185,10 @@ def named(
         ImportError: an optional package is missing.
     """
     kind, _, rest = text.partition(":")
-    root = Path(rest).expanduser()
-    if kind == "folder" and root.is_dir():
+    root = paths.of(rest) if kind == "folder" else None
+    if root is not None and root.is_dir():
         files = sorted(p for p in root.iterdir() if p.suffix.lower() in EXTENSIONS)
-        folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        if files and not folders:
+        if files and not visible_folders(root):
             return _flat(text, files, count, max_bad)
     # Unreadable pictures are left out below, and most of the split may not be needed.
     config = DataConfig(source=text, data_dir=data_dir, check_pictures=False)
@@ -194,7 +198,7 @@ def named(
 
     def read() -> Iterator[Picture]:
         for picture in found.read():
-            yield dataclasses.replace(picture, name=os.path.relpath(picture.name, root))
+            yield dataclasses.replace(picture, name=os.path.relpath(picture.name, str(root)))
 
     return dataclasses.replace(found, read=read)
 
@@ -259,7 +263,7 @@ def _label(label: np.ndarray, mapping: np.ndarray | None, labels) -> int | np.nd
     return several
 
 
-def _flat(text: str, files: Sequence[Path], count: int, max_bad: float) -> Pictures:
+def _flat(text: str, files: Sequence[AnyPath], count: int, max_bad: float) -> Pictures:
     total, count = len(files), min(count, len(files))
     chosen = [files[i] for i in range(total) if (i + 1) * count // total != i * count // total]
 
@@ -269,7 +273,7 @@ def _flat(text: str, files: Sequence[Path], count: int, max_bad: float) -> Pictu
             try:
                 image = images.read_image(path)
             except (ValueError, OSError):
-                unreadable.append(os.fspath(path))
+                unreadable.append(str(path))
                 continue
             yield Picture(path.name, image)
         _check(text, unreadable, count, max_bad)

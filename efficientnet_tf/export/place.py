@@ -4,6 +4,10 @@ What is being written lies in `.writing-…` inside the target folder, on the sa
 moving it is renaming it. A process that is killed leaves its folder behind, and the next one sweeps
 it away: the folder is locked for as long as its process lives, by the kernel, so that neither the
 number of a process nor the age of a folder has to be guessed at.
+
+For a target that is a URL the folder is a local one for temporary files, and what is finished is
+copied. Stores can neither be locked nor take a folder in one step: of a SavedModel the file that
+servers look for comes last.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from efficientnet_tf import writing
+from efficientnet_tf import paths, writing
+from efficientnet_tf.paths import AnyPath, Remote
 
 
 @contextlib.contextmanager
-def aside(target: Path) -> Iterator[Path]:
+def aside(target: AnyPath) -> Iterator[Path]:
     """Makes a folder to write to, which is gone afterwards with all that is still in it.
 
     Args:
@@ -31,6 +36,11 @@ def aside(target: Path) -> Iterator[Path]:
         PermissionError: it cannot be written to.
     """
     writing.check_writable(target)
+    if isinstance(target, Remote):
+        temporary = tempfile.TemporaryDirectory(prefix="efficientnet_tf-")
+        with writing.made(target), temporary as folder:
+            yield Path(folder)
+        return
     with contextlib.ExitStack() as held:
         held.enter_context(writing.made(target))
         with writing.lock(target, wait=True):
@@ -44,14 +54,14 @@ def aside(target: Path) -> Iterator[Path]:
         yield folder
 
 
-def versions(folder: Path) -> list[int]:
+def versions(folder: AnyPath) -> list[int]:
     """Versions of a SavedModel that a folder holds, rising."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
 
-def move(files: Mapping[Path, Path], aside: Path) -> None:
+def move(files: Mapping[Path, AnyPath], aside: Path) -> None:
     """Renames finished files and folders to their places.
 
     A file and its manifest cannot be replaced in one step. The manifest that is there goes first
@@ -71,6 +81,8 @@ def move(files: Mapping[Path, Path], aside: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.is_dir() and place.name.isdecimal():
             raise FileExistsError(f"{place} exists already. Give another version or folder.")
-        if place.is_dir():
+        if isinstance(place, Remote):
+            paths.remove_tree(place)
+        elif place.is_dir():
             os.rename(place, aside / f"replaced-{number}")
-        os.replace(finished, place)
+        writing.put(finished, place)

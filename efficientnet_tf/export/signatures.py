@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from efficientnet_tf.cam import evidence
 from efficientnet_tf.data import images as images_lib
 from efficientnet_tf.preprocessing import Preprocessing
 
@@ -197,7 +198,4 @@ def class_map(maps, logits, class_id):
     ids = tf.where(class_id < 0, likely, class_id)
     chosen = tf.gather(logits, ids, batch_dims=1)
     (derivatives,) = tf.gradients(chosen, maps)
-    weights = tf.reduce_mean(derivatives, (1, 2), keepdims=True)
-    evidence = tf.nn.relu(tf.reduce_sum(weights * maps, -1))
-    most = tf.reduce_max(evidence, (1, 2), keepdims=True)
-    return tf.math.divide_no_nan(evidence, most), ids
+    return evidence.shown(maps, evidence.gradcam(derivatives)), ids

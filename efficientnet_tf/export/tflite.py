@@ -6,14 +6,14 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf import writing
-from efficientnet_tf.export import graph, metadata, quantize, tflite_file
+from efficientnet_tf.export import graph, hollow, metadata, quantize, tflite_file
 from efficientnet_tf.models import layers as fast
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.version import __version__
@@ -94,16 +94,17 @@ def write(
     # 8 bits are too coarse for a softmax over many classes: it is done in float, behind the rest.
     in_float = kind in _CALIBRATED and output == "float32"
     name = graph.LOGITS if in_float else graph.PROBABILITIES
-    plain = _plain(keras.Model(parts.model.inputs, parts.model.output[name], name=parts.model.name))
-    content = _convert(plain, kind, None if simulated else calibration, io, output, batch)
+    outputs = parts.model.output[name]
+    network = keras.Model(parts.model.inputs[0], outputs, name=parts.model.name)
+    content = _convert(network, kind, None if simulated else calibration, io, output, batch)
     changed = tflite_file.read(content)
     if in_float:
         _append(changed, parts.activation)
-    _rename(changed, [layer.name for layer in plain.layers])
+    _rename(changed, [layer.name for layer in network.layers])
     if kind == "dynamic":
-        _restore_depthwise(changed, plain)
-    content = metadata.add(
-        tflite_file.dump(changed),
+        _restore_depthwise(changed, network)
+    files = metadata.describe(
+        changed,
         class_names=class_names,
         name=parts.model.name,
         description=description or f"{parts.model.name}: classifier of {parts.classes} classes",
@@ -111,7 +112,8 @@ def write(
         rule=rule,
     )
     with writing.whole(path) as temporary:
-        temporary.write_bytes(content)
+        tflite_file.write(changed, temporary)
+        metadata.append(temporary, files)
 
 
 def _check(kind, calibration, io, output, batch) -> None:
@@ -150,8 +152,13 @@ def _simulates(model: keras.Model) -> bool:
     return any(isinstance(layer, quantize.FakeQuant) for layer in model.layers)
 
 
-def _plain(model: keras.Model) -> keras.Model:
-    """Copies a flat model with the layers that become the fewest and fastest TFLite operations."""
+def _plain(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Variable, Any]]]:
+    """Copies a flat model with the layers that become the fewest and fastest TFLite operations.
+
+    Returns:
+        A model without weights, see `hollow.copy`, and the values of its variables: those of
+        `model`, which are not copied.
+    """
 
     def copy(layer):
         config = layer.get_config()
@@ -159,8 +166,10 @@ def _plain(model: keras.Model) -> keras.Model:
             return keras.layers.DepthwiseConv2D(1, name=layer.name)
         return _PLAIN.get(type(layer), type(layer)).from_config(config)
 
-    plain = keras.models.clone_model(model, clone_function=copy)
+    plain = hollow.copy(model, copy)
+    state: list[tuple[keras.Variable, Any]] = []
     for layer in model.layers:
+        weights = layer.weights
         if _is_affine(layer):
             # One operation per channel, with weights that 8 bits hold exactly, in place of a
             # multiplication and an addition, which round twice.
@@ -169,10 +178,9 @@ def _plain(model: keras.Model) -> keras.Model:
                 np.broadcast_to(np.float32(values), channels)
                 for values in (layer.scale, layer.offset)
             )
-            plain.get_layer(layer.name).set_weights([scale.reshape(1, 1, channels, 1), offset])
-        elif layer.weights:
-            plain.get_layer(layer.name).set_weights(layer.get_weights())
-    return plain
+            weights = [scale.reshape(1, 1, channels, 1), offset]
+        state += zip(plain.get_layer(layer.name).weights, weights, strict=True)
+    return plain, state
 
 
 def _is_affine(layer) -> bool:
@@ -183,6 +191,11 @@ def _convert(model, kind, calibration, io, output, batch) -> bytes:
     with tempfile.TemporaryDirectory(prefix="tflite-") as folder:
         _save(model, folder, batch)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
+        # Both are done in Python, with four copies of the weights: a note about the conversion, and
+        # sharing of equal constants, which is all that is optimised in a float32 file.
+        converter.exclude_conversion_metadata = True
+        if kind == "float32":
+            converter._optimize_tflite_model = lambda content, *args, **kwargs: content
         if kind != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if kind == "float16":
@@ -216,13 +229,15 @@ def _save(model: keras.Model, folder: str, batch: int | None) -> None:
     A converter that is given a Keras 3 model can leave its variables out, and write a file that
     answers nan.
     """
+    plain, state = _plain(model)
     module = tf.Module(name="classifier")
     module.variables_of_model = [variable.value for variable in model.variables]
     shape = (batch, *model.inputs[0].shape[1:])
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name=graph.INPUT)])
     def serve(images):
-        return {graph.PROBABILITIES: model(images, training=False)}
+        with keras.StatelessScope(state):
+            return {graph.PROBABILITIES: plain(images, training=False)}
 
     module.serve = serve
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -302,7 +317,7 @@ def _append(model, activation: Literal["softmax", "sigmoid"]) -> None:
         signature.outputs[0].tensorIndex = after
 
 
-def _restore_depthwise(model, plain: keras.Model) -> None:
+def _restore_depthwise(model, network: keras.Model) -> None:
     """Gives depthwise convolutions their float kernels back.
 
     XNNPACK has no depthwise convolution of float pictures with 8-bit kernels: each one would end a
@@ -318,7 +333,7 @@ def _restore_depthwise(model, plain: keras.Model) -> None:
         scale = np.asarray(kernel.quantization.scale, np.float32)
         rounded = model.buffers[kernel.buffer].data.view(np.int8).reshape(kernel.shape) * scale
         layer = tflite_file.text(kernel.name).split("/")[0]
-        exact = next((x.get_weights()[0] for x in plain.layers if x.name == layer), rounded)
+        exact = next((x.get_weights()[0] for x in network.layers if x.name == layer), rounded)
         exact = exact.reshape((*exact.shape[:2], -1))[None]
         # A normalization that the converter folded itself is in the rounded kernel only.
         same = exact.shape == rounded.shape and (abs(exact - rounded) <= scale).all()

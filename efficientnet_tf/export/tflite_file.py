@@ -4,12 +4,15 @@ A TFLite file is a flatbuffer, which may be followed by a zip archive of associa
 classes are those that TensorFlow generates from its schema.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import flatbuffers
 import numpy as np
 
 IDENTIFIER = b"TFL3"
+LARGEST = 2**31 - 1  # bytes: places in a flatbuffer are numbers of 32 bits
 _ALIGNMENT = 16  # bytes, of every buffer; schema.fbs: `data:[ubyte] (force_align: 16)`
 
 
@@ -40,14 +43,26 @@ def read(content: bytes):
 
 def dump(model) -> bytes:
     """Writes a `ModelT` as a flatbuffer."""
-    builder = _AlignedBuilder(1024 + sum(_size(buffer) for buffer in model.buffers))
-    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
+    return bytes(_packed(model))
+
+
+def write(model, path: str | os.PathLike) -> None:
+    """Writes a `ModelT` as a file, with one copy less of it in memory."""
+    Path(path).write_bytes(_packed(model))
 
 
 def text(value: bytes | str | None) -> str:
     """A string field, which the generated classes give as bytes."""
     return value.decode() if isinstance(value, bytes) else value or ""
+
+
+def _packed(model) -> memoryview:
+    parts = sum(len(graph.tensors) + len(graph.operators) for graph in model.subgraphs)
+    # A builder that has to grow copies what it has.
+    room = 2**16 + 2**12 * parts + sum(_size(buffer) + 64 for buffer in model.buffers)
+    builder = _AlignedBuilder(min(room, LARGEST))
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return memoryview(builder.Bytes)[builder.Head() :]
 
 
 def _size(buffer) -> int:

@@ -1,6 +1,7 @@
 """The builder: a variant in, a flat functional Keras model out."""
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ MIN_SIZE = 32  # pixels: the network's total stride
 
 
 def build(
-    variant: str | Variant,
+    variant: str | os.PathLike | Variant,
     *,
     include_top: bool = True,
     weights: str | None = None,
@@ -40,7 +41,8 @@ def build(
     """Builds a network.
 
     Args:
-        variant: a name in `VARIANTS`, or a `Variant` of your own.
+        variant: a name in `VARIANTS`, a `Variant` of your own, or the path of a file of one
+            (`arch.files`).
         include_top: whether the classifier is part of the model.
         weights: None for random weights, a tag (see `list_weights`), or the path of a checkpoint.
         input_tensor: a Keras tensor (batch, height, width, channels) to build on.

@@ -80,12 +80,62 @@ def line_chart(
                     f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="2.5" fill="{color}">'
                     f"<title>{told}</title></circle>"
                 )
-    keys = "".join(
-        f'<span class="key" style="background:var(--c{index % _HUES})"></span>{html.escape(name)}'
-        for index, name in enumerate(lines)
-        if name != title  # a single line needs no name
-    )
+    # A single line needs no name.
+    keys = _keys(["" if name == title else name for name in lines])
     return "\n".join(["<figure>", *parts, f"</svg>\n<figcaption>{keys}</figcaption></figure>"])
+
+
+def scatter(
+    title: str,
+    x_title: str,
+    y_title: str,
+    series: Mapping[str, Sequence[tuple[float, float, str]]],
+    *,
+    joined: bool = False,
+) -> str:
+    """Draws points, each series with x values of its own.
+
+    Args:
+        title: plain text.
+        x_title: plain text.
+        y_title: plain text.
+        series: name to (x, y, what a pointer over the point is told); finite numbers, at least one
+            point in all.
+        joined: whether lines join the points of a series, in their order.
+
+    Returns:
+        HTML, a figure.
+    """
+    points = [point for members in series.values() for point in members]
+    x_ticks = _ticks(min(x for x, _, _ in points), max(x for x, _, _ in points))
+    y_ticks = _ticks(min(y for _, y, _ in points), max(y for _, y, _ in points))
+    place_x = _scale(x_ticks[0], x_ticks[-1], _LEFT, _WIDTH - _RIGHT)
+    place_y = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">',
+        f'<text x="{_LEFT}" y="14" font-weight="600">{html.escape(title)}</text>',
+    ]
+    for tick in y_ticks:
+        y = place_y(tick)
+        parts.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, "var(--line)"))
+        parts.append(_text(_LEFT - 6, y + 4, f"{tick:.4g}", "end"))
+    for tick in x_ticks:
+        parts.append(_text(place_x(tick), _HEIGHT - _BOTTOM + 15, f"{tick:.4g}", "middle"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, x_title, "middle"))
+    for index, members in enumerate(series.values()):
+        color = f"var(--c{index % _HUES})"
+        places = [(place_x(x), place_y(y)) for x, y, _ in members]
+        if joined:
+            parts.append(
+                f'<path d="{_path(places)}" fill="none" stroke="{color}" stroke-width="1.8"/>'
+            )
+        for (x, y), (_, _, told) in zip(places, members, strict=True):
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}">'
+                f"<title>{html.escape(told)}</title></circle>"
+            )
+    caption = f"<figcaption>{html.escape(y_title)}: {_keys(list(series))}</figcaption>"
+    return "\n".join(["<figure>", *parts, f"</svg>\n{caption}</figure>"])
 
 
 def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
@@ -130,6 +180,15 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
             dark = ' style="fill:var(--text);pointer-events:none"'
             parts.append(_text(x + cell / 2, y + cell / 2 + 4, str(value), "middle", dark))
     return "\n".join(['<div class="wide">', *parts, "</svg></div>"])
+
+
+def _keys(names: Sequence[str]) -> str:
+    """The colours of series and their names; none for one without a name."""
+    return "".join(
+        f'<span class="key" style="background:var(--c{index % _HUES})"></span>{html.escape(name)}'
+        for index, name in enumerate(names)
+        if name
+    )
 
 
 def _drawable(values: Sequence[float | None], log: bool) -> list[float | None]:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from efficientnet_tf import writing
+from efficientnet_tf.paths import Remote
 from efficientnet_tf.version import __version__
 
 # Four hues that can be told apart by colour-blind readers, on white and on black (Okabe and Ito).
@@ -147,7 +148,8 @@ def environment(replicas: int = 1) -> dict[str, object]:
     }
 
 
-def write(path: str | os.PathLike, text: str) -> None:
+def write(path: str | os.PathLike | Remote, text: str) -> None:
     """Writes a page under another name, then renames: what is there is always whole."""
     with writing.whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A path in the settings need not be valid UTF-8.
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -7,7 +7,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from efficientnet_tf import stages as stages_lib
+from efficientnet_tf.arch import Variant
 from efficientnet_tf.config import Config
+from efficientnet_tf.config.text import to_text
 from efficientnet_tf.page import charts, document
 from efficientnet_tf.stages import Stage
 
@@ -125,4 +127,6 @@ def _config(config: Config) -> list[str]:
 
 def _plain(value: object) -> object:
     """None is said here, where it is a value."""
+    if isinstance(value, Variant):
+        return to_text(value)
     return "none" if value is None else value

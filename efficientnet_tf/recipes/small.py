@@ -32,6 +32,7 @@ _DIGITS = Config(
         label_smoothing=0.1,
         weight_decay=1e-5,
         ema_decay=0.99,
+        precision="float32",
     ),
 )
 
@@ -108,6 +109,7 @@ _SMOKE = Config(
         label_smoothing=0.1,
         weight_decay=1e-5,
         ema_decay=0.99,
+        precision="float32",
     ),
     progressive=ProgressiveConfig(
         stages=2, image_size=24, dropout_rate=0.1, magnitude=5.0, mixup=0.0, cutmix=0.0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from efficientnet_tf import paths
 from efficientnet_tf.serve import grpc_api
 from efficientnet_tf.serve.batching import Batcher, Batching
 from efficientnet_tf.serve.http import HttpServer
@@ -177,7 +178,7 @@ def versions_folder(folder: str | os.PathLike) -> Path:
         FileNotFoundError: there is no such folder.
         ValueError: it is itself a SavedModel.
     """
-    folder = Path(folder)
+    folder = paths.local(folder, "The folder of a server, which is looked into all the time,")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder. Give one that holds versions.")
     if (folder / "saved_model.pb").exists():

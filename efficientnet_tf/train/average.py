@@ -25,10 +25,16 @@ class MovingAverage(tf.Module):
         self._sources = [v.value for v in averaged_variables(model)]
         self.averages = [tf.Variable(v, trainable=False) for v in self._sources]
 
-    def update(self, step: tf.Tensor) -> None:
-        """Moves the average; call it in the replica context after each step (from 1)."""
-        step = tf.cast(step, tf.float32)
-        rate = 1 - tf.minimum(self.decay, (1 + step) / (10 + step))
+    def update(self, step: tf.Tensor, learns: tf.Tensor | None = None) -> None:
+        """Moves the average; call it in the replica context after each step.
+
+        Args:
+            step: counted from 1.
+            learns: bool (), False for a step that changed nothing; None is True.
+        """
+        rate = 1 - decay_at(self.decay, step)
+        if learns is not None:
+            rate = tf.where(learns, rate, 0.0)
         for average, source in zip(self.averages, self._sources, strict=True):
             average.assign_sub(rate * (average - source))
 
@@ -38,6 +44,12 @@ class MovingAverage(tf.Module):
             value = tf.identity(average)
             average.assign(source)
             source.assign(value)
+
+
+def decay_at(decay: float, step: tf.Tensor) -> tf.Tensor:
+    """The decay of a step, counted from 1: float32 of any shape."""
+    step = tf.cast(step, tf.float32)
+    return tf.minimum(decay, (1 + step) / (10 + step))
 
 
 def averaged_variables(model: keras.Model) -> list[keras.Variable]:

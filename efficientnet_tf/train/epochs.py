@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf.config import TrainConfig
 from efficientnet_tf.data import pipeline
 from efficientnet_tf.data.records import first_few
 from efficientnet_tf.preprocessing import Preprocessing
@@ -15,6 +16,7 @@ from efficientnet_tf.train import feed, loop, network, report, workdir
 from efficientnet_tf.train.checkpoint import Progress
 from efficientnet_tf.train.schedule import WarmupSchedule
 from efficientnet_tf.train.setup import Run
+from efficientnet_tf.train.strategy import is_chief
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,8 @@ def epochs(
         rule: how pictures are prepared for validation.
         begun: how far the trainee has come.
         save: writes a checkpoint, of which it gets `epoch`, `done` and `epoch_seconds`.
-        stopping: whether the run has been asked to stop.
+        stopping: whether the run has been asked to stop; called, and so answered, by all workers
+            at the same moments.
 
     Yields:
         Each epoch that was not finished before.
@@ -78,11 +81,13 @@ def epochs(
             freeze = config.finetune.freeze_batch_norm
             network.set_trainable(trainee.model, run.variant, stage.unfreeze, freeze)
             # A fresh function: static shapes, this stage's rates and layers, one trace.
-            steps = loop.training_steps(run.strategy, trainee, config.batch_size, config.train)
+            steps = loop.training_steps(
+                run.strategy, trainee, config.batch_size, _loss(run), run.distillation
+            )
             used = ((epoch - 1) * run.steps_per_epoch + done) * config.batch_size
             batches = iter(
                 feed.training_batches(
-                    config, run.source, run.strategy, stage, used, run.bad["train"]
+                    config, run.lessons, run.strategy, stage, used, run.bad["train"]
                 )
             )
         position = Progress(epoch, done, begun.epoch_seconds if done else 0.0)
@@ -170,7 +175,9 @@ def _train_epoch(
         due = (done + count) // config.checkpoint_steps > done // config.checkpoint_steps
         done += count
         seconds = time.perf_counter() - start
-        progress.update(done, trainee.mean_loss())
+        loss = trainee.mean_loss()  # all workers read it together
+        if is_chief(run.strategy):
+            progress.update(done, loss)
         stop = stopping()
         if due or stop or done == progress.steps:
             save(dataclasses.replace(position, done=done, epoch_seconds=seconds))
@@ -194,17 +201,26 @@ def _check_finite(run: Run, epoch: int, done: int, count: int) -> None:
         return
     step = (epoch - 1) * run.steps_per_epoch + done + max(count - broken, 0)  # from 0
     first, size = step * run.config.batch_size, run.config.batch_size
-    records = run.source.records("train", run.config.train.seed, first).take(size)
+    records = run.lessons.records("train", run.config.train.seed, first).take(size)
     names = [
-        str(name.numpy(), "utf-8", "backslashreplace") for name in records.map(run.source.describe)
+        str(name.numpy(), "utf-8", "backslashreplace") for name in records.map(run.lessons.describe)
     ]
     rate = float(_schedule(run)(step))
+    narrow = run.config.train.precision == "mixed_float16"
     raise FloatingPointError(
         f"The loss or its gradient is not finite in step {step + 1} (epoch {epoch}), at the"
         f" learning rate {rate:.4g}. The batch had {first_few(names)}. Lower train.learning_rate,"
-        " lengthen train.warmup_epochs or set train.clip_norm. The checkpoint before it is kept,"
+        " lengthen train.warmup_epochs or set train.clip_norm"
+        f"{', or train.precision=float32, as float16 ends at 65504' if narrow else ''}."
+        " The checkpoint before it is kept,"
         f" and the best model so far, if any, as {workdir.BEST}."
     )
+
+
+def _loss(run: Run) -> TrainConfig:
+    """Settings of the loss. Soft labels come smoothed where they are to be."""
+    config = run.config.train
+    return dataclasses.replace(config, label_smoothing=0.0) if run.lessons.soft else config
 
 
 def _schedule(run: Run) -> WarmupSchedule:

@@ -17,7 +17,11 @@ import tensorflow as tf
 from efficientnet_tf.config import TrainConfig
 from efficientnet_tf.train import average as average_lib
 from efficientnet_tf.train import optimizer as optimizer_lib
+from efficientnet_tf.train import precision as precision_lib
+from efficientnet_tf.train import rematerialise
 from efficientnet_tf.train.average import MovingAverage
+from efficientnet_tf.train.precision import LossScale
+from efficientnet_tf.train.teacher import Distillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Trainee(tf.Module):
         model: from pictures to logits.
         optimizer: with its slots made.
         average: of the model, or None.
+        loss_scale: for layers that compute in float16; the optimizer is then one of `optimizer`'s.
     """
 
     def __init__(
@@ -51,9 +56,11 @@ class Trainee(tf.Module):
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         average: MovingAverage | None = None,
+        loss_scale: LossScale | None = None,
     ):
         super().__init__(name="trainee")
         self.model, self.optimizer, self.average = model, optimizer, average
+        self.loss_scale = loss_scale
         # Sums since the last `scores`: each replica adds its own, reading adds them up.
         self.sums = {
             name: tf.Variable(
@@ -92,6 +99,8 @@ class Trainee(tf.Module):
 
     def broken_steps(self, replicas: int) -> int:
         """Steps since the last `scores` whose loss or gradients were not finite.
+
+        Gradients that overflow under a loss scale that can still be lowered do not count.
 
         Once one is, so are all that follow on every replica: it is the first of them.
         """
@@ -140,6 +149,7 @@ def training_steps(
     trainee: Trainee,
     batch_size: int,
     config: TrainConfig,
+    distillation: Distillation | None = None,
 ) -> Callable[[Iterator, tf.Tensor], None]:
     """Compiles training of the variables that are trainable now, at the present dropout rates.
 
@@ -150,26 +160,45 @@ def training_steps(
         strategy: that the trainee was made under.
         trainee: is changed by every step.
         batch_size: over all replicas.
-        config: `loss`, `label_smoothing`, the weight decay in the loss, and `accumulate` are used.
+        config: `loss`, `label_smoothing`, the weight decay in the loss, `accumulate` and
+            `rematerialise` are used.
+        distillation: makes the loss also one of a teacher's answers.
 
     Returns:
         A function of (iterator of (images, targets), number of steps as a tensor) that takes the
         steps in one call.
     """
     model, optimizer, average = trainee.model, trainee.optimizer, trainee.average
+    scale = trainee.loss_scale
     variables = model.trainable_variables
+    parts = rematerialise.segments(model) if config.rematerialise else []
     replicas = strategy.num_replicas_in_sync
     decay = config.weight_decay if config.weight_decay_in == "loss" else 0.0
 
     def gradients_of(images, targets):
-        with tf.GradientTape() as tape:
-            logits = tf.cast(model(images, training=True), tf.float32)
+        taught = None if distillation is None else distillation.logits(images)
+
+        def loss_of(logits):
+            logits = tf.cast(logits, tf.float32)
             each = losses(targets, logits, config.loss, config.label_smoothing)
+            if distillation is not None:
+                each = distillation.losses(each, taught, logits)
             loss = tf.reduce_sum(each) / batch_size
+            return loss if scale is None else loss * scale.value
+
+        if parts:
+            logits, found = rematerialise.gradients(parts, images, loss_of, variables)
+        else:
+            with tf.GradientTape() as tape:
+                logits = model(images, training=True)
+                loss = loss_of(logits)
+            values = [v.value for v in variables]
+            found = tape.gradient(loss, values, unconnected_gradients="zero")
+        logits = tf.cast(logits, tf.float32)
         # Reported without label smoothing, to compare with the validation loss.
         reported = losses(targets, logits, config.loss)
         trainee.add(reported, logits, targets, tf.ones_like(reported))
-        return tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
+        return found
 
     def accumulated(images, targets):
         """Sums the gradients of parts of the batch, one part after the other."""
@@ -194,7 +223,12 @@ def training_steps(
         gradients = compute(images, targets)
         # A sum is finite where all its terms are, but for overflow, which is as bad.
         finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(each)) for each in gradients])
-        trainee.sums["broken"].assign_add(tf.where(finite, 0.0, 1.0))
+        learns = None
+        if scale is None:
+            trainee.sums["broken"].assign_add(tf.where(finite, 0.0, 1.0))
+        else:
+            gradients = [gradient / scale.value for gradient in gradients]
+            learns = _within_scale(trainee, scale, finite)
         if decay:
             # The gradient of decay * sum(value**2) / 2; summed over replicas, hence the division.
             gradients = [
@@ -203,9 +237,12 @@ def training_steps(
                 else gradient
                 for gradient, variable in zip(gradients, variables, strict=True)
             ]
-        optimizer.apply(gradients, variables)
+        if learns is None:
+            optimizer.apply(gradients, variables)
+        else:
+            optimizer.apply(gradients, variables, learns=learns)
         if average is not None:
-            average.update(optimizer.iterations.value)
+            average.update(optimizer.iterations.value, learns)
 
     @tf.function
     def steps(iterator, count):
@@ -213,6 +250,20 @@ def training_steps(
             strategy.run(replica_step, args=next(iterator))
 
     return steps
+
+
+def _within_scale(trainee: Trainee, scale: LossScale, finite: tf.Tensor) -> tf.Tensor:
+    """Whether a step may be learnt from: no replica's gradients overflowed. Adapts the scale."""
+    broken = trainee.sums["broken"]
+    # Losses are float32 and not scaled: where they are not finite, no scale helps.
+    lost = tf.math.logical_not(tf.math.is_finite(trainee.sums["loss"].read_value()))
+    overflowed, lost = precision_lib.agreed(tf.math.logical_not(finite), lost)
+    # The weights stay what they were, and later steps can be in order again: one is enough.
+    lost |= overflowed & (scale.value <= scale.lowest) | (broken.read_value() > 0)
+    broken.assign_add(tf.where(lost, 1.0, 0.0))
+    learns = tf.math.logical_not(overflowed)
+    scale.update(learns)
+    return learns
 
 
 def evaluator(
@@ -277,7 +328,7 @@ def statistics_averager(strategy: tf.distribute.Strategy, model: keras.Model) ->
 
     def average():
         context = tf.distribute.get_replica_context()
-        means = context.all_reduce("MEAN", [tf.convert_to_tensor(v) for v in variables])
+        means = context.all_reduce("MEAN", [tf.identity(v) for v in variables])
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean)
 

@@ -1,14 +1,16 @@
 """How many pictures per step fit into memory."""
 
 import dataclasses
+import itertools
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 from absl import logging
 
 from efficientnet_tf.arch import Variant
-from efficientnet_tf.arch.complexity import count
+from efficientnet_tf.arch.complexity import Layer, count
 from efficientnet_tf.config import Config
 from efficientnet_tf.data.sources import Source
 
@@ -16,6 +18,7 @@ from efficientnet_tf.data.sources import Source
 # B0 and V2-B0 on processors. Weights count five times: gradients, two slots, moving average.
 _ACTIVATIONS = 2.0
 _WEIGHTS = 5
+_FIXED = 512 << 20  # graphs and workspaces; 400 to 450 MiB were measured on processors
 _SHARE = 0.5  # of the free memory: pictures on their way and the system need some too
 _LARGEST = 64  # per replica; larger batches need other learning rates than small data sets like
 _FEWEST_STEPS = 8  # per epoch
@@ -64,15 +67,29 @@ def training_memory(config: Config, variant: Variant, classes: int, batch_size: 
     """Estimates the bytes that training takes on one replica.
 
     Args:
-        config: `train_size` and `train.precision` are used.
+        config: `train_size`, `train.precision` ("auto" is taken for float32) and
+            `train.rematerialise` are used.
         variant: of the network.
         classes: of the classifier.
         batch_size: pictures at a time on the replica.
     """
     cost = count(variant, config.train_size, classes=classes)
-    dtype = "float32" if config.train.precision == "float32" else "bfloat16"
-    activations = cost.peak_memory(batch_size, dtype=dtype, training=True)
-    return int(_ACTIVATIONS * activations) + _WEIGHTS * 4 * cost.total.trainable
+    dtypes = {"mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
+    dtype = dtypes.get(config.train.precision, "float32")
+    activations: float = cost.peak_memory(batch_size, dtype=dtype, training=True)
+    if config.train.rematerialise:
+        activations *= _rematerialised_share(cost.layers)
+    return _FIXED + int(_ACTIVATIONS * activations) + _WEIGHTS * 4 * cost.total.trainable
+
+
+def _rematerialised_share(layers: Sequence[Layer]) -> float:
+    """Of all activations, those between blocks and the most within one; see `rematerialise`."""
+    parts = itertools.groupby(
+        layers, lambda layer: layer.name.partition("_")[0] if "block" in layer.name else layer.stage
+    )
+    sizes = [[layer.size for layer in members] for _, members in parts]
+    between = sum(part[-1] for part in sizes[:-1])
+    return (between + max(map(sum, sizes))) / sum(map(sum, sizes))
 
 
 def free_memory() -> int:

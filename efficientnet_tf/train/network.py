@@ -90,6 +90,13 @@ def evaluation_rule(config: Config, model: keras.Model) -> Preprocessing:
     )
 
 
+def synchronize(model: keras.Model) -> None:
+    """Has batch normalization take all replicas' pictures for one batch."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+
+
 def set_rates(model: keras.Model, variant: Variant, stage: Stage) -> None:
     """Sets dropout and stochastic depth. Functions traced before keep the rates they had."""
     network = resolve(variant, drop_connect_rate=stage.drop_connect_rate)

@@ -25,6 +25,7 @@ class _PerVariable:
 
     _decoupled = True  # whether `weight_decay` shrinks the variables themselves
     _factors: tuple[float, ...] = ()
+    _learns: tf.Tensor | None = None
 
     def __init__(self, *args, multipliers: Mapping[str, float] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -40,6 +41,30 @@ class _PerVariable:
         super().build(variables)
         multipliers = dict(self._multipliers)
         self._factors = tuple(float(multipliers.get(v.path, 1.0)) for v in variables)
+
+    def apply(self, grads, trainable_variables=None, *, learns=None):
+        """Takes a step; see `keras.optimizers.Optimizer`.
+
+        Args:
+            grads: the replica's part of the gradients.
+            trainable_variables: that they are of.
+            learns: bool (), the same on all replicas. Where it is False, variables and slots stay
+                what they are, and the step is only counted. None is True.
+        """
+        self._learns = learns
+        super().apply(grads, trainable_variables)
+        self._learns = None
+
+    def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
+        step = super()._distributed_tf_update_step
+        if self._learns is None:
+            step(distribution, grads_and_vars, learning_rate)
+        else:  # here, because no branch may contain what replicas do together
+            tf.cond(
+                self._learns,
+                lambda: step(distribution, grads_and_vars, learning_rate),
+                lambda: None,
+            )
 
     def update_step(self, gradient, variable, learning_rate):
         """Takes a step at the variable's own learning rate, which also scales its decay."""

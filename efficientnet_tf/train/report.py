@@ -1,18 +1,18 @@
 """What a run shows and leaves behind: progress line, metrics files, TensorBoard, curves."""
 
 import csv
+import io
 import json
 import math
-import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
-from efficientnet_tf import writing
+from efficientnet_tf import stores, writing
 from efficientnet_tf.page.run import boundaries
+from efficientnet_tf.paths import AnyPath, Remote
 
 METRICS = ("metrics.jsonl", "metrics.csv")
 CURVES = "curves.png"
@@ -110,24 +110,23 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def append_metrics(workdir: Path, metrics: Mapping[str, float]) -> None:
+def append_metrics(workdir: AnyPath, metrics: Mapping[str, float]) -> None:
     """Adds one epoch to metrics.jsonl and metrics.csv. All epochs must have the same names.
 
     JSON has no nan: it is null there.
     """
     lines, table = (workdir / name for name in METRICS)
-    with open(lines, "a", encoding="utf-8") as file:
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        file.write(json.dumps(finite, allow_nan=False) + "\n")
-    fresh = not table.exists()
-    with open(table, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(metrics))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(metrics)
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    writing.append(lines, json.dumps(finite, allow_nan=False) + "\n")
+    rows = io.StringIO(newline="")
+    writer = csv.DictWriter(rows, list(metrics))
+    if not table.exists():
+        writer.writeheader()
+    writer.writerow(metrics)
+    writing.append(table, rows.getvalue())
 
 
-def write_metrics(workdir: Path, history: Sequence[Mapping[str, float]]) -> None:
+def write_metrics(workdir: AnyPath, history: Sequence[Mapping[str, float]]) -> None:
     """Makes the files hold these epochs and no others."""
     for name in METRICS:
         (workdir / name).unlink(missing_ok=True)
@@ -143,9 +142,17 @@ class TensorBoard:
 
     Args:
         folder: to write to.
+
+    Raises:
+        ValueError: it is a URL that TensorFlow's file systems do not know.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: AnyPath):
+        if isinstance(folder, Remote) and not stores.read_by_tensorflow(folder.scheme):
+            raise ValueError(
+                f"TensorFlow, which writes for TensorBoard, does not know {folder.scheme}://. Leave"
+                " out --tensorboard, or choose another workdir."
+            )
         self._folder = folder
         self._writers: dict[str, Any] = {}
 
@@ -162,7 +169,7 @@ class TensorBoard:
             if tag == "step":
                 continue
             if run not in self._writers:
-                folder = os.fspath(self._folder / run)
+                folder = str(self._folder / run)
                 self._writers[run] = tf.summary.create_file_writer(folder)
             with self._writers[run].as_default():
                 value = tf.constant(value, tf.float32)
@@ -186,7 +193,7 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
+def draw_curves(history: Sequence[Mapping[str, float]], path: AnyPath) -> None:
     """Draws loss, accuracy and learning rate over the epochs, and picture size if it varies.
 
     Vertical lines stand where a new stage begins.

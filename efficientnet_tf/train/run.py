@@ -10,28 +10,29 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import keras
 import tensorflow as tf
 from absl import logging
 
 from efficientnet_tf import config as config_lib
+from efficientnet_tf import paths, writing
 from efficientnet_tf import stages as stages_lib
-from efficientnet_tf import writing
 from efficientnet_tf.config import Config
 from efficientnet_tf.data.sources import Source
 from efficientnet_tf.evaluate import evaluate
 from efficientnet_tf.page import document
 from efficientnet_tf.page.evaluation import evaluation_sections, result_line
 from efficientnet_tf.page.run import run_page
+from efficientnet_tf.paths import AnyPath, Remote
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.scores import Evaluation
 from efficientnet_tf.stages import Stage
-from efficientnet_tf.train import checkpoint, loop, network, report, workdir
+from efficientnet_tf.train import checkpoint, loop, network, record, report, workdir, workers
 from efficientnet_tf.train.checkpoint import Progress
-from efficientnet_tf.train.epochs import Epoch, epochs
+from efficientnet_tf.train.epochs import Epoch, Interrupted, epochs
 from efficientnet_tf.train.setup import Run, of_source, prepare
+from efficientnet_tf.train.strategy import is_chief
 
 _WORST = 12  # mistakes that the summary shows as pictures
 
@@ -67,13 +68,13 @@ class Result:
 
 def train(
     config: Config,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike | Remote,
     *,
     strategy: tf.distribute.Strategy | None = None,
     source: Source | None = None,
     overwrite: bool = False,
     tensorboard: bool = False,
-) -> Result:
+) -> Result | None:
     """Trains a network, and keeps the one that is best on the validation split.
 
     The folder holds config.json, labels.txt and preprocessing.json from the start, metrics.jsonl
@@ -85,38 +86,60 @@ def train(
     A run in the folder with the same settings that was stopped, however, goes on from its last
     checkpoint; on the same hardware to the same bits as without the stop.
 
+    Where several processes train together, each calls this with the same arguments. The folder must
+    be one that they share: the chief writes to it, the others only their parts of checkpoints.
+
     Args:
         config: of the run.
-        folder: to write to; made where it is missing.
+        folder: to write to; made where it is missing. May be a URL, see `paths`.
         strategy: where to train; None is one device.
         source: pictures instead of `config.data.source`, for example from arrays.
         overwrite: whether the folder may hold an earlier run, whose files are then removed.
         tensorboard: whether scalars are written for TensorBoard too.
 
     Returns:
-        The best model and its record.
+        The best model and its record; None for workers that are not the chief. They return when
+        training is done, while the chief scores the model on the test split.
 
     Raises:
         FileExistsError: the folder holds another run, and `overwrite` is False; or it holds files
             with the names of a run's results, but no run.
         BlockingIOError: a run is going on in the folder.
-        Interrupted: SIGTERM came; the run is saved.
+        Interrupted: SIGTERM came, to any worker; the run is saved.
         OSError: the folder cannot be written to.
         ValueError: the configuration or the data cannot be trained with.
         FloatingPointError: the loss or its gradient is no longer finite, or the validation loss was
             so in no epoch.
+        RuntimeError: another worker ended, or the memory does not suffice.
     """
     report.require_matplotlib()
     strategy = strategy or tf.distribute.get_strategy()
-    folder, config = Path(folder), of_source(config, source)
+    folder, config = paths.of(folder), of_source(config, source)
     writing.check_writable(folder)
-    with workdir.locked(folder), _asked_to_stop() as stopping:
-        saved = workdir.begun(folder, config, overwrite)
-        run = prepare(saved or config, strategy, source)
+    chief = is_chief(strategy)
+    lock = workdir.locked(folder) if chief else contextlib.nullcontext()
+    with lock, _asked_to_stop() as asked, workers.explained(strategy):
+        workers.check_same(strategy, config_lib.to_json(config), "settings")
+        saved = workdir.begun(folder, config, overwrite) if chief else None
+        text = config_lib.to_json(saved) if saved else ""
+        text = workers.exchange(strategy, text)[0]
+        saved = config_lib.from_json(text) if text else None
+
+        def between():
+            if asked():
+                raise Interrupted  # what the teacher has said is stored
+
+        def stopping() -> bool:
+            return workers.any_of(strategy, asked())
+
+        run = prepare(
+            saved or config, strategy, source, folder, overwrite=overwrite, between=between
+        )
         # The model that is kept: float32 whatever trained it, with probabilities as its output.
         keeper = network.kept(run.config, run.variant, run.trainee.model)
         rule = network.evaluation_rule(run.config, run.trainee.model)
         begun = _begin(run, rule, folder, resumed=saved is not None)
+        workers.check_shared(strategy, folder / workdir.CONFIG)
         return _train(run, keeper, rule, folder, begun, stopping, tensorboard)
 
 
@@ -138,14 +161,15 @@ def _train(
     run: Run,
     keeper: keras.Model,
     rule: Preprocessing,
-    folder: Path,
+    folder: AnyPath,
     begun: Progress,
     stopping: Callable[[], bool],
     tensorboard: bool,
-) -> Result:
+) -> Result | None:
     config, source = run.config, run.source
+    chief = is_chief(run.strategy)
     start = time.perf_counter() - begun.seconds
-    writer = report.TensorBoard(folder / workdir.TENSORBOARD) if tensorboard else None
+    writer = report.TensorBoard(folder / workdir.TENSORBOARD) if tensorboard and chief else None
     history, best = list(begun.history), begun.best
 
     def save(position: Progress) -> None:
@@ -155,7 +179,7 @@ def _train(
             history=tuple(history),
             best=best,
             bad=(*begun.bad, *_bad(run)),
-            data=_identity(source),
+            data=_identity(run),
         )
         checkpoint.save(
             folder / workdir.CHECKPOINTS,
@@ -171,31 +195,43 @@ def _train(
             # One that answers nan can still be right about some pictures, and look best.
             if math.isfinite(scores.loss) and (best is None or _rank(scores) > _rank(best[1])):
                 best = number, scores
-                _save(keeper, epoch, folder)
+                if chief:
+                    _save(keeper, epoch, folder)
             metrics["seconds"] = round(time.perf_counter() - start, 3)
             history.append(metrics)
-            report.append_metrics(folder, metrics)
-            _write_page(run, history, folder)
-            if writer:
-                writer.write(metrics)
-            epoch.progress.finish(metrics)
+            if chief:
+                report.append_metrics(folder, metrics)
+                _write_page(run, history, folder)
+                if writer:
+                    writer.write(metrics)
+                epoch.progress.finish(metrics)
             # Smaller pictures and the classifier alone are not what the run is for.
             reference = max(best[0] if best else 0, run.stages[-1].first_epoch - 1)
             if config.train.patience and number - reference >= config.train.patience:
                 logging.info("No better validation accuracy for %d epochs.", config.train.patience)
                 break
     finally:
-        workdir.save_names(folder / workdir.BAD_PICTURES, (*source.bad, *begun.bad, *_bad(run)))
+        bad = (*source.bad, *begun.bad, *_bad(run))
+        if chief:
+            workdir.save_names(folder / workdir.BAD_PICTURES, bad)
+    # Each worker found those in its share of the pictures.
+    told = workers.exchange(run.strategy, json.dumps(bad))
+    if chief:
+        bad = [name for text in told for name in json.loads(text)]
+        workdir.save_names(folder / workdir.BAD_PICTURES, bad)
+        report.draw_curves(history, folder / report.CURVES)
     if writer:
         writer.close()
-    report.draw_curves(history, folder / report.CURVES)
     if best is None:
         raise FloatingPointError(
             "The validation loss was not finite after any epoch. Lower train.learning_rate,"
             " lengthen train.warmup_epochs or train for more steps."
         )
+    if not chief:
+        return None
     seconds = time.perf_counter() - start
-    keeper.load_weights(folder / workdir.BEST_WEIGHTS)
+    with paths.fetched(folder / workdir.BEST_WEIGHTS) as best_weights:
+        keeper.load_weights(best_weights)
     test = evaluate(
         keeper,
         source,
@@ -220,23 +256,26 @@ def _train(
     )
 
 
-def _begin(run: Run, rule: Preprocessing, folder: Path, resumed: bool) -> Progress:
+def _begin(run: Run, rule: Preprocessing, folder: AnyPath, resumed: bool) -> Progress:
     """Writes what is known before training, or takes up the run where it stopped."""
-    begun = None
+    chief, begun, after = is_chief(run.strategy), None, None
     if resumed:
         begun = checkpoint.restore(folder / workdir.CHECKPOINTS, run.strategy, run.trainee)
     if begun is None:
         begun = Progress()
-        _write_start(run, rule, folder)
-    elif begun.data != _identity(run.source):
+        if chief:
+            _write_start(run, rule, folder)
+    elif begun.data != _identity(run):
         raise ValueError(
-            f"The pictures of {run.source.name} are not those that the run in {folder} began with:"
-            f" {_identity(run.source)}, then {begun.data}. Bring them back, or start anew"
-            " (--overwrite)."
+            f"The pictures of {run.source.name}, or the teacher, are not those that the run in"
+            f" {folder} began with: {_identity(run)}, then {begun.data}. Bring them back, or start"
+            " anew (--overwrite)."
         )
     else:
-        writing.sweep(folder)
-        report.write_metrics(folder, begun.history)
+        if chief:
+            writing.sweep(folder)
+            report.write_metrics(folder, begun.history)
+        after = {"epoch": begun.epoch, "step": begun.done}
         logging.info(
             "The run in %s goes on after step %d of epoch %d.", folder, begun.done, begun.epoch
         )
@@ -253,6 +292,8 @@ def _begin(run: Run, rule: Preprocessing, folder: Path, resumed: bool) -> Progre
         run.config.batch_size,
         stages_lib.table(run.stages),
     )
+    if chief:
+        record.begin(run, folder, after)
     return begun
 
 
@@ -260,13 +301,18 @@ def _bad(run: Run) -> tuple[str, ...]:
     return (*run.bad["train"].names, *run.bad["validation"].names)
 
 
-def _identity(source: Source) -> dict[str, object]:
-    """What tells pictures from others, but for what they show."""
+def _identity(run: Run) -> dict[str, object]:
+    """What tells pictures from others, but for what they show; and a teacher from others."""
+    source = run.source
     names = hashlib.sha256("\n".join(source.class_names).encode("utf-8", "surrogateescape"))
-    return {"examples": dict(source.num_examples), "class_names": names.hexdigest()[:16]}
+    return {
+        "examples": dict(source.num_examples),
+        "class_names": names.hexdigest()[:16],
+        **({"taught": run.taught} if run.taught else {}),
+    }
 
 
-def _write_start(run: Run, rule: Preprocessing, folder: Path) -> None:
+def _write_start(run: Run, rule: Preprocessing, folder: AnyPath) -> None:
     """Claims the folder, writes what is known before training, and says what will happen."""
     workdir.claim(folder)
     texts = {
@@ -280,7 +326,7 @@ def _write_start(run: Run, rule: Preprocessing, folder: Path) -> None:
     logging.info("settings:\n%s", config_lib.to_table(run.config))
 
 
-def _save(keeper: keras.Model, epoch: Epoch, folder: Path) -> None:
+def _save(keeper: keras.Model, epoch: Epoch, folder: AnyPath) -> None:
     if epoch.raw is not None:
         keeper.set_weights(epoch.raw)
         workdir.save_raw(keeper, folder)
@@ -288,7 +334,7 @@ def _save(keeper: keras.Model, epoch: Epoch, folder: Path) -> None:
     workdir.save(keeper, folder)
 
 
-def _write_page(run: Run, history, folder: Path, test: Evaluation | None = None) -> None:
+def _write_page(run: Run, history, folder: AnyPath, test: Evaluation | None = None) -> None:
     last = history[-1]
     result = f"Epoch {last['epoch']}: validation accuracy {last['validation_accuracy']:.2%}"
     if test is not None:
@@ -299,7 +345,7 @@ def _write_page(run: Run, history, folder: Path, test: Evaluation | None = None)
         history=history,
         stages=run.stages,
         config=run.config,
-        environment=document.environment(run.strategy.num_replicas_in_sync),
+        environment=record.shown(folder),
         sections=() if test is None else evaluation_sections(test),
     )
     document.write(folder / workdir.SUMMARY, page)

@@ -2,15 +2,16 @@
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import keras
+from absl import logging
 
-from efficientnet_tf import classifier, writing
+from efficientnet_tf import classifier, paths, writing
 from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.config import Config, differences, from_json
+from efficientnet_tf.labels import printable
+from efficientnet_tf.paths import AnyPath, Remote
 from efficientnet_tf.train import checkpoint, report
 
 CONFIG = classifier.CONFIG
@@ -21,6 +22,7 @@ SUMMARY = "summary.html"
 LABELS = classifier.LABELS
 PREPROCESSING = preprocessing_lib.FILE
 BAD_PICTURES = "unreadable.txt"
+RECORD = "record.json"
 TENSORBOARD = "tensorboard"  # folder
 EXPORT = "export"  # folder for what is made from the model afterwards
 CHECKPOINTS = checkpoint.FOLDER
@@ -35,15 +37,16 @@ _FILES = (
     LABELS,
     PREPROCESSING,
     BAD_PICTURES,
+    RECORD,
     CONFIG,  # the last to be removed, because it marks the folder as a run's
 )
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: AnyPath) -> Iterator[None]:
     """Makes the folder, and keeps other processes from running in it.
 
-    A folder in which nothing was written is removed again.
+    A folder in which nothing was written is removed again. Stores behind URLs have no locks.
 
     Raises:
         BlockingIOError: one runs in it.
@@ -53,10 +56,14 @@ def locked(workdir: Path) -> Iterator[None]:
             raise BlockingIOError(
                 f"Another process is running in {workdir}. Choose another workdir."
             )
+        if isinstance(workdir, Remote):
+            logging.warning(
+                "%s cannot be locked: see to it that no other run writes there.", workdir
+            )
         yield
 
 
-def begun(workdir: Path, config: Config, overwrite: bool) -> Config | None:
+def begun(workdir: AnyPath, config: Config, overwrite: bool) -> Config | None:
     """Finds the run in a folder that goes on with a configuration.
 
     Args:
@@ -106,46 +113,46 @@ def _differences(saved: Config, config: Config) -> list[str]:
         config.train,
         checkpoint_steps=saved.train.checkpoint_steps,
         keep_checkpoints=saved.train.keep_checkpoints,
+        **({"precision": saved.train.precision} if config.train.precision == "auto" else {}),
     )
     data = dataclasses.replace(config.data, batch_size=batch_size)
     return differences(saved, dataclasses.replace(config, data=data, train=train))
 
 
-def claim(workdir: Path) -> None:
+def claim(workdir: AnyPath) -> None:
     """Makes the folder, and removes what an earlier run left; other files stay."""
     workdir.mkdir(parents=True, exist_ok=True)
     writing.sweep(workdir)
     for name in _FOLDERS:
-        if (workdir / name).exists():
-            shutil.rmtree(workdir / name)
+        paths.remove_tree(workdir / name)
     for name in _FILES:
         (workdir / name).unlink(missing_ok=True)
 
 
-def save(model: keras.Model, workdir: Path) -> None:
+def save(model: keras.Model, workdir: AnyPath) -> None:
     """Writes the model and its weights, each whole or not at all."""
     with writing.whole(workdir / BEST) as temporary:
         model.save(temporary)
     _save_weights(model, workdir / BEST_WEIGHTS)
 
 
-def save_raw(model: keras.Model, workdir: Path) -> None:
+def save_raw(model: keras.Model, workdir: AnyPath) -> None:
     """Writes the weights that the moving average is made of."""
     _save_weights(model, workdir / RAW_WEIGHTS)
 
 
-def save_names(path: Path, names: Sequence[str]) -> None:
-    """Writes names, one per line, each once; nothing where there are none."""
+def save_names(path: AnyPath, names: Sequence[str]) -> None:
+    """Writes names as they are printed, one per line, each once; nothing where there are none."""
     if names:
-        write_text(path, "\n".join(dict.fromkeys(names)) + "\n")
+        write_text(path, "".join(f"{name}\n" for name in dict.fromkeys(map(printable, names))))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Writes a text, whole or not at all."""
     with writing.whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _save_weights(model: keras.Model, path: Path) -> None:
+def _save_weights(model: keras.Model, path: AnyPath) -> None:
     with writing.whole(path) as temporary:
         model.save_weights(temporary)

@@ -43,6 +43,12 @@ class _Incomplete(Exception):
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """The cache: the argument, else $EFFICIENTNET_TF_HOME, else ~/.cache/efficientnet_tf."""
     folder = cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/efficientnet_tf"
+    return _local(folder, "The cache of weights")
+
+
+def _local(folder: str | os.PathLike[str], what: str) -> pathlib.Path:
+    if "://" in os.fspath(folder):
+        raise ValueError(f"{what} must be local. Received: {folder}")
     return pathlib.Path(folder).expanduser()
 
 
@@ -98,7 +104,7 @@ def find_local(
     if not mirror:
         return None
     for name in (*names, *_mirror_names(url, by_name)):
-        candidate = pathlib.Path(mirror).expanduser() / name
+        candidate = _local(mirror, f"${MIRROR_VARIABLE}") / name
         if candidate.is_file():
             return candidate
     return None

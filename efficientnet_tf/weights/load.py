@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
+from efficientnet_tf import paths
 from efficientnet_tf.arch import VARIANTS, Network, resolve
+from efficientnet_tf.paths import Remote
 from efficientnet_tf.weights import fetch, naming, registry, source
 from efficientnet_tf.weights.keras_h5 import open_keras
 from efficientnet_tf.weights.official import is_archive, open_official
@@ -33,12 +35,12 @@ _BACKGROUND = 1001  # classes of ImageNet with the background as class 0
 
 
 @contextlib.contextmanager
-def open_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Iterator[Source]:
+def open_weights(path: str | os.PathLike[str] | Remote, *, ema: bool = True) -> Iterator[Source]:
     """Opens a weight file of any format, by its content.
 
     Args:
         path: an official checkpoint (directory, prefix or archive), `.h5`, `.weights.h5`,
-            `.keras`, `.safetensors` or `.pth`.
+            `.keras`, `.safetensors` or `.pth`. Of a URL (see `paths`) a copy is opened.
         ema: whether to prefer moving averages to last values, in formats that can hold both: see
             `official.open_official` and `pytorch.open_pth`.
 
@@ -49,7 +51,13 @@ def open_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Iterator[
         WeightsError: not a weight file, or a damaged one.
         ValueError: `ema=False` for a format that has no moving averages beside the values.
     """
-    path = os.path.expanduser(os.fspath(path))
+    path = paths.of(path)
+    if isinstance(path, Remote):
+        prefix = path.with_name(path.name.removesuffix(".index"))
+        with paths.fetched(prefix) as copy, open_weights(copy, ema=ema) as found:
+            yield found
+        return
+    path = str(path)
     is_prefix = os.path.exists(path + ".index") or path.endswith(".index")
     if not is_prefix and not os.path.exists(path):
         raise FileNotFoundError(f"There are no weights at {path}.")
@@ -61,7 +69,7 @@ def open_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Iterator[
         yield found
 
 
-def stored_normalization(path: str | os.PathLike[str]) -> Normalization | None:
+def stored_normalization(path: str | os.PathLike[str] | Remote) -> Normalization | None:
     """Reads the input normalisation that a file of weights says it expects.
 
     Args:
@@ -70,8 +78,10 @@ def stored_normalization(path: str | os.PathLike[str]) -> Normalization | None:
     Returns:
         None where the file does not say; official checkpoints never do.
     """
-    path = os.path.expanduser(os.fspath(path))
-    if not os.path.isfile(path) or path.endswith(".index") or is_archive(path):
+    path = paths.of(path)
+    if not path.is_file() or path.name.endswith(".index"):
+        return None
+    if not isinstance(path, Remote) and is_archive(path):
         return None
     with open_weights(path) as found:
         return found.normalization

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
-from efficientnet_tf import preprocessing
+from efficientnet_tf import paths, preprocessing
 from efficientnet_tf.arch import VARIANTS
 from efficientnet_tf.preprocessing import NORMALIZATIONS, LabelMap, Preprocessing
 from efficientnet_tf.weights import tables
@@ -153,11 +153,13 @@ def lookup(variant: str, weights: str | os.PathLike[str]) -> WeightsRecord | Non
     """
     if (variant, weights) in RECORDS:
         return RECORDS[variant, str(weights)]
-    text = os.path.expanduser(os.fspath(weights))
-    if os.path.exists(text) or os.path.exists(text + ".index"):
+    path = paths.of(weights)
+    if str(weights) and (path.exists() or paths.of(f"{path}.index").exists()):
         return None
-    starts = (os.sep, "." + os.sep, ".." + os.sep)
-    if not isinstance(weights, str) or text.startswith(starts) or text.endswith(SUFFIXES):
+    text = str(path)
+    starts = (os.sep, "." + os.sep, ".." + os.sep, "~")
+    written = not isinstance(weights, str) or "://" in text
+    if written or weights.startswith(starts) or text.endswith(SUFFIXES):
         raise FileNotFoundError(f"There are no weights at {text}.")
     if variant not in VARIANTS:
         raise ValueError(
@@ -180,7 +182,7 @@ def recognise(variant: str, path: str | os.PathLike[str]) -> list[WeightsRecord]
     Returns:
         The records whose file has this name; none for a name that was not published.
     """
-    name = os.path.basename(os.path.normpath(os.fspath(path)))
+    name = paths.of(path).name
     stem = _stem(name)
     return [
         record
