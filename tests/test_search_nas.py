@@ -1,0 +1,221 @@
+"""The search of networks: its study survives everything, with trials that only pretend to train."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from efficientnet_tf.arch import files
+from efficientnet_tf.arch.complexity import count
+from efficientnet_tf.config import override
+from efficientnet_tf.recipes import RECIPES
+from efficientnet_tf.search import nas, report, study, timing
+from efficientnet_tf.search import trial as trial_lib
+from efficientnet_tf.search.space import Limits, Space
+from efficientnet_tf.search.trial import Trial
+from efficientnet_tf.train import workdir
+
+pytest.importorskip("optuna")
+
+CONFIG = override(
+    RECIPES["digits"],
+    "model.blocks=r1_k3_s11_e1_i8_o8_c1,r1_k3_s22_e4_i8_o16_se0.25",
+    "model.stem_filters=8",
+    "model.head_filters=32",
+)
+SPACE = Space(trial_lib.base_of(CONFIG, 10), layers=(1, 2))
+
+
+def accuracy_of(variant):
+    """A made-up accuracy: the more multiply-adds, the better."""
+    return 1 - 1e5 / (1e5 + count(variant).total.macs)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Pretends to train; returns the folders of what was trained, and keeps results as files."""
+    folders = []
+
+    def run(variant, config, folder, *, seeds, source, strategy, base):
+        folder.mkdir(parents=True, exist_ok=True)
+        result = folder / "done"
+        if not result.exists():
+            folders.append(folder.name)
+            result.write_text("")
+        total = count(variant).total
+        if variant.blocks[0].repeats == 2 and variant.blocks[1].repeats == 2:
+            return Trial(total.trainable, total.macs, seconds=30.0, failed="FloatingPointError: x")
+        value = accuracy_of(variant)
+        return Trial(total.trainable, total.macs, (value, value), 0.1, 2.0, seconds=30.0)
+
+    monkeypatch.setattr(trial_lib, "run", run)
+    monkeypatch.setattr(timing, "stepper", lambda *_: None)
+    return folders
+
+
+def search(folder, space=SPACE, storage=None, **asked):
+    asked = nas.Search(**{"population": 3, "sample": 2, **asked})
+    storage = str(folder.parent / "study.log") if storage is None else storage
+    return nas.search(CONFIG, space, asked, folder, source=None, storage=storage)
+
+
+def test_trials_are_written_with_their_rewards(trained, tmp_path):
+    found = search(tmp_path / "work", trials=8)
+    lines = [json.loads(line) for line in (tmp_path / "work" / nas.TRIALS).read_text().splitlines()]
+    assert [line["trial"] for line in lines] == list(range(8))
+    base = count(SPACE.base).total.trainable
+    for line, one in zip(lines, found, strict=True):
+        if line["state"] == "failed":
+            assert line["failed"] == "FloatingPointError: x"
+            assert line["reward"] is None
+            continue
+        total = count(one.variant).total
+        expected = accuracy_of(one.variant) * 2**-0.07 * (total.trainable / base) ** -0.05
+        assert line["reward"] == pytest.approx(expected)
+        assert (line["params"], line["macs"]) == (total.trainable, total.macs)
+    states = [line["state"] for line in lines]
+    assert 0 < states.count("failed") < 8  # and the search went on
+    best = max((line for line in lines if line["reward"]), key=lambda line: line["reward"])
+    assert files.read(tmp_path / "work" / nas.BEST) == found[best["trial"]].variant
+    assert len({one.choice for one in found}) == 8
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_nothing_is_lost_when_it_is_killed_at_any_moment(trained, tmp_path, monkeypatch):
+    events = {"count": 0, "kill": None}
+
+    def event():
+        events["count"] += 1
+        if events["count"] == events["kill"]:
+            raise Killed
+
+    def watched(module, name):
+        function = getattr(module, name)
+
+        def call(*args, **kwargs):
+            event()
+            result = function(*args, **kwargs)
+            event()
+            return result
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in (
+        (study, "start"), (trial_lib, "run"), (study, "end"), (workdir, "write_text"),
+    ):  # fmt: skip
+        watched(module, name)
+    folder = tmp_path / "killed" / "work"
+    kills = 0
+    while True:
+        # The next kill comes one event later than the last: each kind of event is hit.
+        events |= {"count": 0, "kill": 1 + kills % 9}
+        try:
+            found = search(folder, trials=5)
+            break
+        except Killed:
+            kills += 1
+        assert kills < 200
+    assert kills > 10
+    assert [one.number for one in found] == list(range(5))
+    assert sorted(trained) == [f"{one.number:04d}" for one in found]  # each once
+    lines = (folder / nas.TRIALS).read_text().splitlines()
+    assert [json.loads(line)["trial"] for line in lines] == list(range(5))
+
+
+def test_a_killed_search_tries_the_same_networks(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "worker_of", lambda folder: "me")
+    whole = search(tmp_path / "whole" / "work", trials=6)
+    for trials in (1, 2, 4, 6):
+        found = search(tmp_path / "parts" / "work", trials=trials)
+        assert len(found) == trials
+    assert [one.choice for one in found] == [one.choice for one in whole]
+
+
+def test_several_share_a_study(trained, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    search(tmp_path / "one", storage=storage, trials=2)
+    # Another one's trial that goes on is left alone, and its network is not tried again.
+    opened = study.begin(storage, "nas", nas._settings(CONFIG, SPACE, nas.Search(
+        trials=1, population=3, sample=2)))  # fmt: skip
+    tried = study.tried(opened)
+    left = next(choice for choice in itertools.product(*SPACE.options) if choice not in tried)
+    study.start(opened, SPACE, left, "elsewhere")
+    found = search(tmp_path / "two", storage=storage, trials=4)
+    assert [one.number for one in found] == [0, 1, 3, 4]
+    assert {one.worker for one in found} == {
+        study.worker_of(tmp_path / "one"), study.worker_of(tmp_path / "two"),
+    }  # fmt: skip
+    assert left not in {one.choice for one in found}
+    lines = (tmp_path / "two" / nas.TRIALS).read_text().splitlines()
+    assert len(lines) == 4
+
+
+def test_other_settings_are_refused(trained, tmp_path):
+    search(tmp_path / "work", trials=1)
+    with pytest.raises(ValueError, match=r"other settings: sample 2, now 3\. Give those"):
+        search(tmp_path / "work", trials=1, sample=3)
+    other = Space(SPACE.base, layers=(1, 2), limits=Limits(params=10_000))
+    with pytest.raises(ValueError, match="other settings: limits"):
+        search(tmp_path / "work", space=other, trials=1)
+    with pytest.raises(ValueError, match="cannot be opened"):
+        search(tmp_path / "work", storage="nosuch://x", trials=1)
+
+
+def test_budgets(trained, tmp_path):
+    assert len(search(tmp_path / "time" / "work", minutes=1.2)) == 3  # of half a minute each
+    with pytest.raises(ValueError, match="needs an end"):
+        nas.Search()
+    with pytest.raises(ValueError, match=r"sample must lie in \[1, population\]"):
+        nas.Search(trials=1, population=3, sample=4)
+    with pytest.raises(ValueError, match="seeds must be"):
+        nas.Search(trials=1, seeds=(1, 1))
+
+
+def test_a_space_that_is_used_up_ends_the_search(trained, tmp_path):
+    space = Space(SPACE.base, layers=(1,), kernels=(3,), expansions=(1,))  # 4 networks
+    found = search(tmp_path / "work", space=space, trials=10, method="random")
+    assert len({one.choice for one in found}) == len(found) == 4
+
+
+def test_all_trials_failing_is_an_error(trained, tmp_path):
+    space = Space(SPACE.base, layers=(2,))
+    with pytest.raises(RuntimeError, match="All 2 trials failed: FloatingPointError: x"):
+        search(tmp_path / "work", space=space, trials=2)
+
+
+def test_page_and_table_show_the_front(trained, tmp_path):
+    found = search(tmp_path / "work", trials=10)
+    report.write_nas(found, tmp_path / "work", "A <title>", {"seeds": (0,)})
+    page = (tmp_path / "work" / report.PAGE).read_text()
+    assert "A &lt;title&gt;" in page
+    assert "FloatingPointError: x" in page
+    assert page.count("<circle") >= 2 * sum(not one.trial.failed for one in found)
+    assert "http" not in page.replace("http-equiv", "")
+    assert (tmp_path / "work" / report.PARETO).read_bytes().startswith(b"\x89PNG")
+    text = report.nas_text(found)
+    front = report.front(found)
+    assert text.splitlines()[1].startswith(str(front[0].number))
+    assert len([line for line in text.splitlines() if "failed" in line]) == sum(
+        bool(one.trial.failed) for one in found
+    )
+    # All have the same step time here: a member has more accuracy or fewer parameters than any.
+    for one in front:
+        for other in found:
+            if not other.trial.failed:
+                better = other.trial.accuracy > one.trial.accuracy
+                assert not (better and other.trial.params <= one.trial.params)
+
+
+def test_networks_that_cannot_be_compared_are_refused():
+    with pytest.raises(ValueError, match="random weights"):
+        trial_lib.base_of(override(CONFIG, "model.weights=imagenet"), 10)
+    with pytest.raises(ValueError, match=r"one data\.batch_size"):
+        trial_lib.base_of(override(CONFIG, "data.batch_size=none"), 10)
+    base = trial_lib.base_of(CONFIG, 7, 64)
+    assert (base.classes, base.resolution, base.stem_filters) == (7, 64, 8)
+    trained = trial_lib.settings(CONFIG, dataclasses.replace(base, name="x"), 3)
+    assert (trained.model.blocks, trained.model.image_size, trained.train.seed) == ((), 32, 3)
