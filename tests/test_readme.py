@@ -113,6 +113,9 @@ def test_training_commands_are_valid_configurations():
         "--data_dir": "data.data_dir",
         "--augment": "data.augment",
         "--weights": "model.weights",
+        "--teacher": "student.teacher",
+        "--unlabeled": "student.unlabeled",
+        "--distill": "student.distill",
     }
     commands = [words for words in _commands() if words[1] == "scripts/train.py"]
     assert len(commands) >= 8
@@ -124,7 +127,7 @@ def test_training_commands_are_valid_configurations():
 
 
 def test_settings_of_the_text_are_valid():
-    sections = "--set=model|(?:--set=)?(?:data|train|progressive|finetune)"
+    sections = "--set=model|(?:--set=)?(?:data|train|progressive|finetune|student)"
     settings = re.findall(rf"`((?:{sections})\.[\w=:.]+)`", README.read_text())
     assert len(settings) >= 30
     # What some settings need beside them.
