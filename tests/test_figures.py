@@ -104,9 +104,9 @@ def test_points_of_the_family_are_the_papers(tmp_path):
     for curve, rows in papers.items():
         for point, (params, macs, top1) in zip(family.points(curve), rows, strict=True):
             assert point.params == pytest.approx(params, rel=0.04)
-            assert point.macs == pytest.approx(macs, rel=0.07)
+            assert point.flops == pytest.approx(macs, rel=0.07)
             assert point.top1 == pytest.approx(top1, abs=0.11)
-    assert [p.name for p in family.points("V2, ImageNet-21k")] == ["S", "M", "L", "XL"]
+    assert [p.network for p in family.points("V2, ImageNet-21k")] == ["S", "M", "L", "XL"]
 
 
 def test_names_in_the_family_s_figure_do_not_cover_each_other(tmp_path):

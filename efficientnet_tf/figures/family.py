@@ -6,9 +6,10 @@ Parameters and multiply-adds of our networks are counted, accuracies are what th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from efficientnet_tf.arch.complexity import count
+from efficientnet_tf.arch.published import PEERS, Reported
 from efficientnet_tf.figures import drawing
 from efficientnet_tf.weights import registry
 
@@ -16,41 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Point(NamedTuple):
-    """A network.
-
-    Attributes:
-        name: short.
-        params: millions.
-        macs: billions of multiply-adds, the papers' "FLOPs"; None where none are reported.
-        top1: on ImageNet, percent.
-    """
-
-    name: str
-    params: float
-    macs: float | None
-    top1: float
-
-
-# V1 Table 2. fmt: off
-PEERS = (
-    Point("ResNet-50", 26, 4.1, 76.0),
-    Point("ResNet-152", 60, 11.0, 77.8),
-    Point("DenseNet-169", 14, 3.5, 76.2),
-    Point("DenseNet-264", 34, 6.0, 77.9),
-    Point("Inception-v3", 24, 5.7, 78.8),
-    Point("Xception", 23, 8.4, 79.0),
-    Point("Inception-v4", 48, 13.0, 80.0),
-    Point("Inception-ResNet-v2", 56, 13.0, 80.1),
-    Point("ResNeXt-101", 84, 32.0, 80.9),
-    Point("PolyNet", 92, 35.0, 81.3),
-    Point("SENet", 146, 42.0, 82.7),
-    Point("NASNet-A", 89, 24.0, 82.7),
-    Point("AmoebaNet-A", 87, 23.0, 82.8),
-    Point("PNASNet", 86, 23.0, 82.9),
-    Point("AmoebaNet-C", 155, 41.0, 83.5),
-    Point("GPipe", 557, None, 84.3),
-)
+# fmt: off
 # Name of the curve: variants, and the tag of the weights whose accuracy is meant.
 CURVES = {
     "V1": ([f"efficientnet-b{n}" for n in range(8)], "imagenet"),
@@ -65,7 +32,7 @@ CURVES = {
 _MARKERS = {"V1": "o", "V2": "s", "V2, ImageNet-21k": "^", "V2-B": "D"}
 
 
-def points(curve: str) -> list[Point]:
+def points(curve: str) -> list[Reported]:
     """The networks of one of `CURVES`, counted at the size of their evaluation."""
     variants, tag = CURVES[curve]
     found = []
@@ -75,7 +42,7 @@ def points(curve: str) -> list[Point]:
             raise ValueError(f"No accuracy is reported for {variant} with {tag!r}")
         total = count(variant, record.resolution).total
         name = variant.removeprefix("efficientnet").removeprefix("v2").removeprefix("-").upper()
-        found.append(Point(name, total.trainable / 1e6, total.macs / 1e9, record.top1))
+        found.append(Reported(name, total.trainable / 1e6, total.macs / 1e9, record.top1))
     return found
 
 
@@ -90,7 +57,7 @@ def family() -> Figure:
     every = {name: points(name) for name in CURVES}
     labels = []
     for row, curves, peers in zip(panels, ({"V1": every["V1"]}, every), (PEERS, ()), strict=True):
-        for axes, value in zip(row, ("params", "macs"), strict=True):
+        for axes, value in zip(row, ("params", "flops"), strict=True):
             labels.append((axes, _panel(axes, value, curves, peers)))
     panels[0][0].set_title("EfficientNet and its peers (V1 Fig. 1)", fontsize=10, loc="left")
     panels[0][1].set_title("the same, by multiply-adds (V1 Fig. 5)", fontsize=10, loc="left")
@@ -102,22 +69,24 @@ def family() -> Figure:
     return figure
 
 
-def _panel(axes, value: str, curves: dict[str, list[Point]], peers: tuple[Point, ...]) -> list:
+def _panel(
+    axes, value: str, curves: dict[str, list[Reported]], peers: tuple[Reported, ...]
+) -> list:
     axes.set_xscale("log")
     labels = []
     for color, (name, row) in zip(drawing.COLORS, curves.items(), strict=False):
         xs = [getattr(point, value) for point in row]
         ys = [point.top1 for point in row]
         axes.plot(xs, ys, color=color, marker=_MARKERS[name], ms=5, lw=1.6, label=name)
-        labels += [(x, y, point.name, color) for x, y, point in zip(xs, ys, row, strict=True)]
+        labels += [(x, y, point.network, color) for x, y, point in zip(xs, ys, row, strict=True)]
     known = [point for point in peers if getattr(point, value) is not None]
     if known:
         xs, ys = [getattr(p, value) for p in known], [p.top1 for p in known]
         axes.plot(xs, ys, "x", color=drawing.SOFT, ms=5, label="others (V1 Table 2)")
-        labels += [(x, y, p.name, drawing.SOFT) for x, y, p in zip(xs, ys, known, strict=True)]
+        labels += [(x, y, p.network, drawing.SOFT) for x, y, p in zip(xs, ys, known, strict=True)]
     low, high = axes.get_xlim()
     axes.set_xlim(low / 1.08, high * 1.25)
-    unit = {"params": "parameters, millions", "macs": "multiply-adds, billions"}[value]
+    unit = {"params": "parameters, millions", "flops": "multiply-adds, billions"}[value]
     axes.set_xlabel(unit, color=drawing.TEXT, fontsize=9)
     if axes.get_subplotspec().is_first_col():
         axes.set_ylabel("ImageNet top-1, %, as reported", color=drawing.TEXT, fontsize=9)
