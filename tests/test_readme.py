@@ -15,6 +15,7 @@ import pytest
 import efficientnet_tf as et
 from efficientnet_tf import config as config_lib
 from efficientnet_tf import recipes, stages
+from efficientnet_tf.arch import files
 from efficientnet_tf.weights import load, registry
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
@@ -107,7 +108,10 @@ def test_shell_commands_name_scripts_and_flags_that_exist():
         assert used <= known, (script, used - known)
 
 
-def test_training_commands_are_valid_configurations():
+def test_training_commands_are_valid_configurations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/nas").mkdir(parents=True)
+    files.write(et.VARIANTS["efficientnet-b0"], "runs/nas/best.json")  # what a search leaves
     flags = {
         "--data": "data.source",
         "--data_dir": "data.data_dir",

@@ -22,7 +22,7 @@ def reward(
     base's reward is its accuracy, and networks of different spaces can be compared.
 
     >>> round(reward(0.8, step=2.0, params=0.5), 4)
-    0.7889
+    0.789
 
     Args:
         accuracy: A, in [0, 1].
