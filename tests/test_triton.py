@@ -46,7 +46,7 @@ def _free_ports(count):
 
 def _model():
     """A network whose answers differ from picture to picture."""
-    keras.utils.set_random_seed(7)
+    keras.utils.set_random_seed(9)
     model = build(
         describe(RECIPES["digits"].model), classes=len(NAMES), input_shape=(SIZE, SIZE, 3)
     )
