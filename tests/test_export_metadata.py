@@ -177,3 +177,36 @@ def test_a_size_that_is_open_is_not_claimed(tmp_path):
     value, _ = metadata.read((tmp_path / "model.tflite").read_bytes())
     content = value["subgraph_metadata"][0]["input_tensor_metadata"][0]["content"]
     assert content == {"properties": {"color_space": 1}}
+
+
+def test_weights_behind_the_flatbuffer_are_kept(plain):
+    """There the converter puts them where a network comes near 2 GiB."""
+    pictures = np.random.default_rng(0).uniform(0, 255, (1, 40, 24, 3)).astype(np.float32)
+    model = tflite_file.read(plain)
+    outside = [b for b in model.buffers if b.data is not None and len(b.data) >= 128]
+    weights = [bytes(buffer.data) for buffer in outside]
+    assert weights
+    for _ in range(2):  # the first time to learn how long it is
+        place = len(tflite_file.dump(model)) + 15 & ~15
+        for buffer, content in zip(outside, weights, strict=True):
+            buffer.data, buffer.offset, buffer.size = None, place, len(content)
+            place += len(content) + 15 & ~15
+    apart = bytearray(place)
+    flat = tflite_file.dump(model)
+    apart[: len(flat)] = flat
+    for buffer, content in zip(outside, weights, strict=True):
+        apart[buffer.offset : buffer.offset + buffer.size] = content
+    expected = _answers(bytes(apart), pictures)  # as LiteRT reads it
+    np.testing.assert_allclose(expected, _answers(plain, pictures), atol=1e-6)
+    again = metadata.add(bytes(apart), class_names=NAMES, rule=RULE)
+    np.testing.assert_array_equal(_answers(again, pictures), expected)
+
+
+def _answers(content, pictures):
+    interpreter = Interpreter(model_content=content)
+    entry = interpreter.get_input_details()[0]
+    interpreter.resize_tensor_input(entry["index"], pictures.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(entry["index"], pictures)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])

@@ -63,6 +63,7 @@ def _test_accuracy(output):
     return float(re.search(r"^keras +(\d+\.\d+)%", output, re.MULTILINE).group(1))
 
 
+@pytest.mark.slow
 def test_a_student_is_taught_though_it_was_killed_while_labels_were_made(root, folder):
     command = _command(
         root,

@@ -74,6 +74,7 @@ def _differs(arrays, name):
     return replica == "0" and not np.array_equal(arrays[name], arrays[f"1/{rest}"])
 
 
+@pytest.mark.slow
 def test_one_worker_that_is_killed_ends_the_other_and_both_go_on(whole, tmp_path):
     processes = start_workers(tmp_path)
     try:

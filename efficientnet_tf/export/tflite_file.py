@@ -38,7 +38,12 @@ def read(content: bytes):
             f" {len(content):,} bytes with {bytes(content[4:8])!r}"
         )
     names = schema()
-    return names.ModelT.InitFromObj(names.Model.GetRootAsModel(content, 0))
+    model = names.ModelT.InitFromObj(names.Model.GetRootAsModel(content, 0))
+    for buffer in model.buffers or ():
+        if buffer.offset > 1:  # behind the flatbuffer, where the converter puts them near 2 GiB
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def dump(model) -> bytes:
