@@ -123,14 +123,8 @@ def test_the_model_answers_as_before_and_metadata_is_replaced_not_added(plain):
     assert "description" not in value
     assert list(value["files"]) == ["labels.txt"]
     assert renamed.count(b"TFLITE_METADATA") == 1
-    answers = []
     image = np.random.default_rng(0).uniform(0, 255, (1, 40, 24, 3)).astype(np.float32)
-    for content in (plain, renamed):
-        interpreter = Interpreter(model_content=content)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
-        interpreter.invoke()
-        answers.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    answers = [_answers(content, image) for content in (plain, renamed)]
     assert np.array_equal(*answers)
     assert answers[0].std() > 0
 
