@@ -227,6 +227,6 @@ def test_the_launcher_trains_and_the_chief_exports(root, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     assert "[0] Everything is in run" in done.stdout
     assert "[1] Everything" not in done.stdout
-    assert "MultiWorkerMirroredStrategy, 2 replica(s)" in done.stdout
+    assert "Strategy, 2 replica(s)" in done.stdout
     reports = json.loads((tmp_path / "run/export/report.json").read_text())
     assert all(report["count"] == 359 for report in reports)
