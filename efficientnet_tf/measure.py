@@ -6,16 +6,14 @@ As a program it prints one measurement as JSON. With JAX, TensorFlow need not be
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
+from efficientnet_tf import timed
 from efficientnet_tf.arch import Variant, files
 from efficientnet_tf.arch.complexity import count
 from efficientnet_tf.arch.published import TABLES, Reported
@@ -23,11 +21,7 @@ from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.models.efficientnet import build
 
 PRECISIONS = ("float32", "mixed_bfloat16")
-_WARM_UP = 2  # calls, which trace and compile
-_FEWEST = 3  # calls that are timed
 _BACKWARD = 3  # a training step's multiply-adds over the forward pass'
-_SIZES = (512, 1024, 2048, 4096, 8192)  # of the matrices that are multiplied
-_LONG = 0.05  # seconds of one product, from which larger ones tell nothing new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +115,18 @@ def measure(
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        inference = _time(_inference(variant, px, batch_size), seconds)
-        step = _time(_training(variant, train_px, batch_size), seconds) if training else None
+        images, _ = timed.batch(px, batch_size, variant.classes)
+        model = build(variant, input_shape=images.shape[1:])
+        inference = timed.median_seconds(timed.inference(model, images), seconds)
+        step = None
+        if training:
+            images, labels = timed.batch(train_px, batch_size, variant.classes)
+            model = build(variant, input_shape=images.shape[1:])
+            step = timed.median_seconds(timed.training_step(model, images, labels), seconds)
     finally:
         keras.config.set_dtype_policy(before)
-    peak = _matmul_peak("bfloat16" if "bfloat16" in precision else "float32")
-    device, cores = _device()
+    peak = timed.matmul_peak("bfloat16" if "bfloat16" in precision else "float32")
+    device, cores = timed.device()
     work = batch_size * count(variant, px).total.macs
     train_work = _BACKWARD * batch_size * count(variant, train_px).total.macs
     return Measured(
@@ -195,7 +195,6 @@ def profile(
 
     Returns:
         The measurements; on other devices than processors, and on one core, those on all only.
-
     """
     found: list[Measured] = []
     for size in sorted({1, batch_size}):
@@ -249,142 +248,6 @@ def beside(
                 values |= {name: round(value, 2), f"{name}, times": round(value / first, 2)}
         found.append(values)
     return found
-
-
-def _time(call: Callable[[], object], seconds: float) -> float:
-    """Median seconds of a call."""
-    for _ in range(_WARM_UP):
-        call()
-    times: list[float] = []
-    while len(times) < _FEWEST or sum(times) < seconds:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def _inference(variant: Variant, px: int, batch_size: int) -> Callable[[], object]:
-    model = build(variant, input_shape=(px, px, 3))
-    images, _ = _batch(variant, px, batch_size)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        state = (
-            [v.value for v in model.trainable_variables],
-            [v.value for v in model.non_trainable_variables],
-        )
-        function = jax.jit(lambda state, x: model.stateless_call(*state, x, training=False)[0])
-        images = jax.device_put(images)
-        return lambda: jax.block_until_ready(function(state, images))
-    import tensorflow as tf
-
-    function = tf.function(lambda x: model(x, training=False))
-    images = tf.constant(images)
-    return lambda: function(images).numpy()
-
-
-def _training(variant: Variant, px: int, batch_size: int) -> Callable[[], object]:
-    model = build(variant, input_shape=(px, px, 3))
-    optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
-    optimizer.build(model.trainable_variables)
-    loss_fn = keras.losses.SparseCategoricalCrossentropy()
-    images, labels = _batch(variant, px, batch_size)
-    if keras.backend.backend() == "jax":
-        return _jax_step(model, optimizer, loss_fn, images, labels)
-    import tensorflow as tf
-
-    images, labels = tf.constant(images), tf.constant(labels)
-
-    @tf.function
-    def step():
-        with tf.GradientTape() as tape:
-            loss = loss_fn(labels, model(images, training=True))
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        return loss
-
-    return lambda: step().numpy()
-
-
-def _jax_step(model, optimizer, loss_fn, images, labels) -> Callable[[], object]:
-    import jax
-
-    def loss(trainable, others, images, labels):
-        outputs, others = model.stateless_call(trainable, others, images, training=True)
-        return loss_fn(labels, outputs), others
-
-    def step(state, images, labels):
-        trainable, others, slots = state
-        gradients = jax.value_and_grad(loss, has_aux=True)
-        (value, others), grads = gradients(trainable, others, images, labels)
-        trainable, slots = optimizer.stateless_apply(slots, grads, trainable)
-        return value, (trainable, others, slots)
-
-    compiled = jax.jit(step, donate_argnums=0)
-    groups = model.trainable_variables, model.non_trainable_variables, optimizer.variables
-    # Copies, as they are donated.
-    state = tuple([jax.numpy.array(variable.value) for variable in group] for group in groups)
-    images, labels = jax.device_put(images), jax.device_put(labels)
-
-    def call():
-        nonlocal state
-        value, state = compiled(state, images, labels)
-        return jax.block_until_ready((value, state))
-
-    return call
-
-
-def _batch(variant: Variant, px: int, batch_size: int):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch_size, px, px, 3)).astype("float32")
-    return images, rng.integers(0, variant.classes, batch_size)
-
-
-def _matmul_peak(dtype: str) -> float:
-    """Multiply-adds per second of the best large matrix product."""
-    best = 0.0
-    for size in _SIZES:
-        call = _matmul(size, dtype)
-        taken = _time(call, 0.1)
-        best = max(best, size**3 / taken)
-        if taken > _LONG:
-            break
-    return best
-
-
-def _matmul(size: int, dtype: str) -> Callable[[], object]:
-    values = np.random.default_rng(0).normal(size=(size, size)).astype("float32")
-    if keras.backend.backend() == "jax":
-        import jax
-
-        matrix = jax.numpy.array(values, dtype)
-        product = jax.jit(lambda a: a @ a)
-        return lambda: jax.block_until_ready(product(matrix))
-    import tensorflow as tf
-
-    matrix = tf.cast(values, dtype)
-    total = tf.function(lambda a: a @ a)
-    return lambda: total(matrix)[0, 0].numpy()  # waits for the product
-
-
-def _device() -> tuple[str, int]:
-    """Name of the device, and the cores of a processor; 0 for others."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        device = jax.devices()[0]
-        if device.platform != "cpu":
-            return str(device.device_kind), 0
-    elif backend == "tensorflow":
-        import tensorflow as tf
-
-        for device in tf.config.list_physical_devices("GPU"):
-            return tf.config.experimental.get_device_details(device).get("device_name", "GPU"), 0
-    else:
-        raise ValueError(f"The backend must be TensorFlow or JAX. Received: {backend!r}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return "CPU", cores or 1
 
 
 def main(argv: list[str]) -> None:

@@ -8,6 +8,7 @@ and one set of weights go through all stages.
 import dataclasses
 from collections.abc import Sequence
 
+from efficientnet_tf import columns
 from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.config import Config
 
@@ -130,8 +131,4 @@ def table(stages: Sequence[Stage]) -> str:
         [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row]
         for row in [COLUMNS, *rows(stages)]
     ]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in shown
-    )
+    return columns.align(shown)

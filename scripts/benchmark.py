@@ -27,7 +27,6 @@ the rounds' ratios. Peak memory is that of a process of its own for each side.
 
 import json
 import os
-import pathlib
 import random
 import statistics
 import subprocess
@@ -74,32 +73,9 @@ def make(side: str, variant: str):
 
 def batch():
     """One batch of random pictures and labels."""
-    import numpy as np
+    from efficientnet_tf import timed
 
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (FLAGS.batch_size, FLAGS.size, FLAGS.size, 3))
-    return images.astype("float32"), rng.integers(0, 1000, FLAGS.batch_size)
-
-
-def training_step(model):
-    """Returns a compiled training step: forward, backward, RMSProp with momentum."""
-    import keras
-    import tensorflow as tf
-
-    optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
-    optimizer.build(model.trainable_variables)
-    loss_fn = keras.losses.SparseCategoricalCrossentropy()
-    images, labels = map(tf.constant, batch())
-
-    @tf.function
-    def step():
-        with tf.GradientTape() as tape:
-            loss = loss_fn(labels, model(images, training=True))
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        return loss
-
-    return lambda: step().numpy()
+    return timed.batch(FLAGS.size, FLAGS.batch_size, 1000)
 
 
 def inference(side: str, model):
@@ -143,13 +119,15 @@ def interleave(functions: dict, rounds: int) -> dict[str, list[float]]:
 
 def measure(variant: str) -> dict[str, dict[str, list[float]]]:
     """Times both sides of a variant, and measures their memory in processes of their own."""
+    from efficientnet_tf.timed import training_step
+
     sides = (OURS, PEER)
     builds = {side: lambda side=side: make(side, variant) for side in sides}
     interleave(builds, 1)  # imports and first calls
     results = {"build, s": interleave(builds, max(3, FLAGS.rounds // 4))}
     models = {side: make(side, variant) for side in sides}
     for name, functions in (
-        ("training step, ms", {side: training_step(models[side]) for side in sides}),
+        ("training step, ms", {side: training_step(models[side], *batch()) for side in sides}),
         ("inference, ms", {side: inference(side, models[side]) for side in sides}),
         ("one picture, ms", {side: one_picture(side, models[side]) for side in sides}),
     ):
@@ -170,21 +148,16 @@ def peak_memory(side: str, variant: str) -> float:
 
 def print_memory(side: str, variant: str) -> None:
     """Prints, for `peak_memory`, what three training steps added to the imports, in MiB."""
-    import efficientnet_tf.predict  # noqa: F401
+    import resident
 
-    before = _peak_mib()
-    step = training_step(make(side, variant))
+    import efficientnet_tf.predict  # noqa: F401
+    from efficientnet_tf.timed import training_step
+
+    before = resident.read("VmHWM")
+    step = training_step(make(side, variant), *batch())
     for _ in range(3):
         step()
-    print(_peak_mib() - before)
-
-
-def _peak_mib() -> float:
-    # Not resource.getrusage: on Linux a child starts with its parent's peak.
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise OSError("Peak memory is read from /proc/self/status, which this system does not have.")
+    print((resident.read("VmHWM") - before) / 2**20)
 
 
 def main(argv: list[str]) -> None:

@@ -207,10 +207,9 @@ def loaded(artefact: Artefact, size: int) -> dict[str, float]:
 
 
 def _resident() -> float:
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise OSError("Memory is read from /proc/self/status, which this system does not have.")
+    import resident
+
+    return resident.read("VmRSS") / 2**20  # MiB
 
 
 def report(variant: str, size: int, rounds: int, peer=None) -> None:

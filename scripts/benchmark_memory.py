@@ -5,7 +5,6 @@ On a processor; what a GPU takes differs by its kernels' workspaces.
 """
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -50,6 +49,7 @@ def peak(variant: str, size: int, batch_size: int, settings=()) -> tuple[int, fl
     import time
 
     import benchmark_costs
+    import resident
 
     from efficientnet_tf.config import Config, override
     from efficientnet_tf.train import precision
@@ -60,21 +60,13 @@ def peak(variant: str, size: int, batch_size: int, settings=()) -> tuple[int, fl
         f"data.batch_size={batch_size}",
         *settings,
     )
-    before = _peak()
+    before = resident.read("VmHWM")
     with precision.policy(override(Config(), *settings).train.precision):
         step, _ = benchmark_costs.step(variant, *settings)
     for _ in range(_STEPS):
         start = time.perf_counter()
         step()
-    return _peak() - before, time.perf_counter() - start
-
-
-def _peak() -> int:
-    # Not resource.getrusage: on Linux a child starts with its parent's peak.
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("Peak memory is read from /proc/self/status, which this system does not have.")
+    return resident.read("VmHWM") - before, time.perf_counter() - start
 
 
 if __name__ == "__main__":

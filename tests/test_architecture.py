@@ -8,7 +8,7 @@ from efficientnet_tf.arch import VARIANTS
 
 PACKAGE = pathlib.Path(efficientnet_tf.__file__).parent
 LEVELS = (
-    {"stores"},
+    {"columns", "stores"},
     {"paths"},
     {"version", "writing"},
     {"arch", "preprocessing", "labels", "scores"},
@@ -16,8 +16,8 @@ LEVELS = (
     {"stages", "recipes"},
     {"weights", "data", "page"},
     {"models"},
-    {"classifier", "measure"},
-    {"evaluate", "cam"},
+    {"classifier", "timed"},
+    {"evaluate", "cam", "measure"},
     {"predict", "train", "export", "convert", "serve"},
     {"figures", "search"},
 )

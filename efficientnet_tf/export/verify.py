@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf import classifier as classifier_lib
+from efficientnet_tf import columns
 from efficientnet_tf.evaluate import output_of
 from efficientnet_tf.export import graph
 from efficientnet_tf.export.graph import FEATURES, LOGITS, PROBABILITIES
@@ -327,8 +328,4 @@ def table(reports: Sequence[Report]) -> str:
         rows.append(
             (report.name, share(report.accuracy), f"{difference:.1e}", share(report.agreement))
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return columns.align(rows)

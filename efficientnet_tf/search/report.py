@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from efficientnet_tf import writing
+from efficientnet_tf import columns, writing
 from efficientnet_tf.page import charts, document
 from efficientnet_tf.search import nas
 from efficientnet_tf.search.compound import Scaled
@@ -184,18 +184,9 @@ def write_compound(
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligns a table as text: the first column to the left, numbers to the right."""
+    """Aligns a table as text: the first and the last column to the left, numbers to the right."""
     cells = [[str(value) for value in row] for row in (headers, *rows)]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(headers))]
-    last = len(headers) - 1
-    lines = []
-    for row in cells:
-        aligned = [
-            cell.ljust(width) if place in (0, last) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(aligned).rstrip())
-    return "\n".join(lines)
+    return columns.align(cells, right=range(1, len(headers) - 1))
 
 
 def _told(one: Found) -> str:
