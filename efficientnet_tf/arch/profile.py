@@ -257,8 +257,7 @@ def _operator(base: Variant | Baseline, stage: str) -> tuple[str, int | None, in
     number = int(stage.removeprefix("stage"))
     row = base.blocks[number - 1]
     if isinstance(base, Baseline):
-        stage_row = base.blocks[number - 1]
-        return f"{stage_row.conv}{stage_row.expand_ratio}", row.strides, base.repeats(number - 1)
+        return f"{row.conv}{row.expand_ratio}", row.strides, base.repeats(number - 1)
     blocks = [block for block in resolve(base).blocks if block.stage == number]
     block = blocks[0]
     name = "Fused-MBConv" if block.conv == "fused" else "MBConv"

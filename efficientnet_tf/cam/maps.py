@@ -303,25 +303,31 @@ def _scores(network: _Network, args, output):
     return ops.reshape(ops.cast(output, "float32"), (-1, network.classes))
 
 
+def _forward(model, network: _Network, target: int, images, use=lambda output: output):
+    """Maps of the call `target`, through `use`, and the scores that follow from them."""
+    found = {}
+
+    def each(number, args, output):
+        if number == target:
+            found["maps"] = output = use(output)
+        if number == network.scores:
+            found["scores"] = _scores(network, args, output)
+        return output
+
+    calls_lib.run(model, images, each)
+    return found["maps"], found["scores"]
+
+
 def _exact(model, network: _Network, target: int, dense):
     """(images, classes) to maps by the weights of a dense layer."""
 
     def explain(images, classes):
-        found = {}
-
-        def each(number, args, output):
-            if number == target:
-                found["maps"] = ops.cast(output, "float32")
-            if number == network.scores:
-                found["scores"] = _scores(network, args, output)
-            return output
-
-        calls_lib.run(model, images, each)
+        maps, scores = _forward(model, network, target, images)
         if classes is None:
-            classes = ops.argmax(found["scores"], -1)
+            classes = ops.argmax(scores, -1)
         weights = ops.take(ops.transpose(dense.kernel), ops.convert_to_tensor(classes), 0)
         weights = ops.cast(weights, "float32")[:, None, None, :]
-        return evidence.shown(found["maps"], weights)
+        return evidence.shown(ops.cast(maps, "float32"), weights)
 
     return explain
 
@@ -331,26 +337,22 @@ def _with_derivatives(model, network: _Network, target: int, method: Method):
     import tensorflow as tf
 
     def explain(images, classes):
-        found = {}
         with tf.GradientTape(watch_accessed_variables=False) as tape:
 
-            def each(number, args, output):
-                if number == target:
-                    found["maps"] = output = tf.identity(output)
-                    tape.watch(output)
-                if number == network.scores:
-                    found["scores"] = _scores(network, args, output)
+            def watched(output):
+                output = tf.identity(output)
+                tape.watch(output)
                 return output
 
-            calls_lib.run(model, images, each)
+            maps, scores = _forward(model, network, target, images, watched)
             if classes is None:
-                classes = tf.argmax(found["scores"], -1)
-            chosen = tf.gather(found["scores"], classes, batch_dims=1)
-        derivatives = tape.gradient(chosen, found["maps"])
+                classes = tf.argmax(scores, -1)
+            chosen = tf.gather(scores, classes, batch_dims=1)
+        derivatives = tape.gradient(chosen, maps)
         if derivatives is None:
             path = network.calls.calls[target].path
             raise ValueError(f"The scores do not depend on layer {path!r}: choose one before them")
-        maps, derivatives = (tf.cast(t, tf.float32) for t in (found["maps"], derivatives))
+        maps, derivatives = (tf.cast(t, tf.float32) for t in (maps, derivatives))
         if method == "gradcam":
             weights = evidence.gradcam(derivatives)
         else:

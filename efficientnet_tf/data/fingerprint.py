@@ -16,6 +16,12 @@ _SIZED = 100_000  # files of a split whose sizes are
 _BATCH = 1024
 
 
+def of_classes(source: Source) -> str:
+    """Hash of the classes' names and their order (of SHA-256, 16 hexadecimal digits)."""
+    names = "\n".join(source.class_names).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(names).hexdigest()[:16]
+
+
 def fingerprint(source: Source) -> dict[str, Any]:
     """Identifies the pictures of a source and their labels.
 
@@ -31,8 +37,7 @@ def fingerprint(source: Source) -> dict[str, Any]:
         "classes": hash of their names, and for each of `SPLITS` its "examples" and "hash" (both of
         SHA-256, 16 hexadecimal digits).
     """
-    names = "\n".join(source.class_names).encode("utf-8", "surrogateescape")
-    found: dict[str, Any] = {"classes": hashlib.sha256(names).hexdigest()[:16]}
+    found: dict[str, Any] = {"classes": of_classes(source)}
     for split in SPLITS:
         digest = hashlib.sha256()
         if source.row is None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from efficientnet_tf import config as config_lib
 from efficientnet_tf import paths, writing
 from efficientnet_tf import stages as stages_lib
 from efficientnet_tf.config import Config
+from efficientnet_tf.data import fingerprint
 from efficientnet_tf.data.sources import Source
 from efficientnet_tf.evaluate import evaluate
 from efficientnet_tf.page import document
@@ -304,10 +304,9 @@ def _bad(run: Run) -> tuple[str, ...]:
 def _identity(run: Run) -> dict[str, object]:
     """What tells pictures from others, but for what they show; and a teacher from others."""
     source = run.source
-    names = hashlib.sha256("\n".join(source.class_names).encode("utf-8", "surrogateescape"))
     return {
         "examples": dict(source.num_examples),
-        "class_names": names.hexdigest()[:16],
+        "class_names": fingerprint.of_classes(source),
         **({"taught": run.taught} if run.taught else {}),
     }
 
