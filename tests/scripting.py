@@ -1,4 +1,4 @@
-"""Many calls of a script in one process, since starting TensorFlow takes seconds."""
+"""Programs and scripts in processes of their own."""
 
 import json
 import os
@@ -25,6 +25,8 @@ print(json.dumps(answers))
 def call_all(root, script, folder, cases):
     """Calls a script's main with each list of arguments, in a folder.
 
+    All in one process, since starting TensorFlow takes seconds.
+
     Returns:
         (exit code, standard output, standard error) of each call.
     """
@@ -39,3 +41,21 @@ def call_all(root, script, folder, cases):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def reported(root, program):
+    """Runs a program that prints "REPORT " and JSON, without GPUs; returns what it reported."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
+            "CUDA_VISIBLE_DEVICES": "-1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("REPORT "))
+    return json.loads(line.removeprefix("REPORT "))

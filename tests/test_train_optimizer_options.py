@@ -1,13 +1,11 @@
 """What weight decay covers, clipping, several replicas, and saving of optimizers."""
 
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+import scripting
 import tensorflow as tf
 
 from efficientnet_tf.config import Config, override
@@ -267,18 +265,7 @@ print("REPORT " + json.dumps(report))
 @pytest.fixture(scope="module")
 def report(root):
     """What the two-replica process found."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.run(
-        [sys.executable, "-c", _TWO_REPLICAS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    (line,) = (y for y in process.stdout.splitlines() if y.startswith("REPORT "))
-    return json.loads(line.removeprefix("REPORT "))
+    return scripting.reported(root, _TWO_REPLICAS)
 
 
 @pytest.mark.parametrize("clip", ["global", "variable", "both"])

@@ -1,14 +1,11 @@
 """Precision by hardware, and float16 with a loss scale, against arithmetic by hand."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+import scripting
 import tensorflow as tf
 
 from efficientnet_tf.config import Config, override
@@ -206,21 +203,7 @@ print("REPORT " + json.dumps({
 
 def test_two_replicas_decide_alike(root):
     """Only the second one's gradients overflow; the first learns nothing from that step either."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", _TWO_REPLICAS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    (line,) = (y for y in process.stdout.splitlines() if y.startswith("REPORT "))
-    report = json.loads(line.removeprefix("REPORT "))
+    report = scripting.reported(root, _TWO_REPLICAS)
     for first, second in report["weights"] + report["momentum"]:
         assert first == second
     first, _, third = batches()
