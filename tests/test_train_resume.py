@@ -59,6 +59,26 @@ def test_a_run_that_is_asked_to_stop_goes_on(whole, tmp_path, monkeypatch, targe
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_run_that_ends_while_its_folder_is_claimed_can_begin_again(
+    written, tmp_path, monkeypatch
+):
+    write, names = workdir.write_text, []
+
+    def killed(path, text):
+        if len(names) == written:
+            raise KeyboardInterrupt
+        names.append(path.name)
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(CONFIG, tmp_path)
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    assert workdir.begun(tmp_path, CONFIG, overwrite=False) is None
+
+
 def test_damaged_checkpoints_are_passed_over(whole, tmp_path, caplog):
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)

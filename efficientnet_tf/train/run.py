@@ -315,9 +315,9 @@ def _write_start(run: Run, rule: Preprocessing, folder: AnyPath) -> None:
     """Claims the folder, writes what is known before training, and says what will happen."""
     workdir.claim(folder)
     texts = {
+        workdir.CONFIG: config_lib.to_json(run.config),  # first: it marks the folder as a run's
         workdir.LABELS: "\n".join(run.source.class_names) + "\n",
         workdir.PREPROCESSING: json.dumps(rule.to_dict(), indent=2) + "\n",
-        workdir.CONFIG: config_lib.to_json(run.config),
     }
     for name, text in texts.items():
         workdir.write_text(folder / name, text)
