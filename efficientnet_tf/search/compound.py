@@ -24,6 +24,7 @@ from efficientnet_tf.arch.complexity import count
 from efficientnet_tf.arch.compound import compound_scale, scale
 from efficientnet_tf.config import Config
 from efficientnet_tf.search import trial as trial_lib
+from efficientnet_tf.search.settings import changes, plain
 from efficientnet_tf.search.trial import Trial
 from efficientnet_tf.train import workdir
 
@@ -313,20 +314,17 @@ def _check_settings(folder: Path, config: Config, base: Variant, asked: Search) 
         **trial_lib.shared(config),
         "base": files.to_dict(base),
     }
-    settings = json.loads(json.dumps(settings))
+    settings = plain(settings)
     path = folder / SETTINGS
     if not path.exists():
         workdir.write_text(path, json.dumps(settings, indent=2) + "\n")
         return
     saved = json.loads(path.read_text(encoding="utf-8"))
-    names = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
+    changed = changes(saved, settings)
     # More of step 2 can be asked for later: the trials that ended are not run again.
-    if names and names != ["phis"]:
-        told = "; ".join(
-            f"{name} {saved.get(name)!r}, now {settings.get(name)!r}" for name in names
-        )
+    if set(changed) - {"phis"}:
         raise FileExistsError(
-            f"{folder} holds a search with other settings: {told}. Give those to go on with it, or"
-            " choose another workdir."
+            f"{folder} holds a search with other settings: {'; '.join(changed.values())}. Give"
+            " those to go on with it, or choose another workdir."
         )
     workdir.write_text(path, json.dumps(settings, indent=2) + "\n")

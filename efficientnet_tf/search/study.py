@@ -7,11 +7,11 @@ again when it is started anew.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from efficientnet_tf.search.settings import changes, plain
 from efficientnet_tf.search.space import Choice, Space, of_parameters, parameters
 
 if TYPE_CHECKING:
@@ -67,16 +67,14 @@ def begin(storage: str, name: str, settings: Mapping[str, Any]) -> Study:
             f"The study's storage {storage!r} cannot be opened: {reason[0] if reason else error!r}."
             ' Expected a path that ends in ".log", or a database such as sqlite:///FILE.'
         ) from error
-    settings = json.loads(json.dumps(settings))
+    settings = plain(settings)
     saved = study.user_attrs.get(_SETTINGS)
     if saved is None:
         study.set_user_attr(_SETTINGS, settings)
-    elif saved != settings:
-        names = [key for key in {**saved, **settings} if saved.get(key) != settings.get(key)]
-        told = "; ".join(f"{key} {saved.get(key)!r}, now {settings.get(key)!r}" for key in names)
+    elif changed := changes(saved, settings):
         raise ValueError(
-            f"The study {name!r} was begun with other settings: {told}. Give those to go on with"
-            " it, or choose another workdir, or another storage or study."
+            f"The study {name!r} was begun with other settings: {'; '.join(changed.values())}."
+            " Give those to go on with it, or choose another workdir, or another storage or study."
         )
     return study
 
