@@ -12,6 +12,7 @@ answers (the report is kept as failed-….json), 2 when nothing could be done: w
 model, pictures that cannot be read, a folder that cannot be written to.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -230,15 +231,18 @@ def _pictures(text: str | None, split: str, count: int, path, model):
 
     if text is None:
         return pictures.samples() if split == "test" else None
-    data_dir = _DATA_DIR.value
     if text == "run":
         run = path.with_name("config.json") if path else None
         if run is None or not run.is_file():
             raise ValueError("run stands for the pictures of a run, and this source is none")
-        data = config.from_json(run.read_text(encoding="utf-8")).data
-        text, data_dir = data.source, data_dir or data.data_dir
+        data = config.from_json(run.read_text(encoding="utf-8")).data  # with the splits it had
+    else:
+        data = config.DataConfig(source=text)
+    data = dataclasses.replace(
+        data, data_dir=_DATA_DIR.value or data.data_dir, max_bad=_MAX_BAD.value
+    )
     labels = model.labels if split == "test" else None  # to calibrate takes none
-    return pictures.named(text, split, labels, count, data_dir=data_dir, max_bad=_MAX_BAD.value)
+    return pictures.named(data, split, labels, count)
 
 
 def _diagnose(model, calibration) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from exporting import NAMES, ORIGIN, RULE, classifier, hashes, network, pictures, prepared
 
 from efficientnet_tf import classifier as classifier_lib
+from efficientnet_tf import paths, writing
 from efficientnet_tf.export import artifacts, place, runtimes, verify
 from efficientnet_tf.export.formats import Options
 
@@ -150,10 +151,56 @@ def test_the_next_version_is_free_and_a_given_one_must_be(exported, model):
     finished.mkdir()
     (finished / "saved_model.pb").write_text("new")
     moves = artifacts._moves([artifacts.FORMATS["saved_model"]], finished, folder, None, {})
-    assert next(iter(moves.values())) == folder / "saved_model" / "8"
+    assert list(moves.values())[-1] == folder / "saved_model" / "8"
     (finished / "saved_model.pb").unlink()
     finished.rmdir()
     (folder / "saved_model" / "7").rmdir()
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_an_export_that_is_killed_while_it_is_put_in_place_can_be_repeated(
+    moved, model, tmp_path, monkeypatch
+):
+    put, names = writing.put, []
+
+    def killed(finished, to):
+        if len(names) == moved:
+            raise KeyboardInterrupt
+        names.append(to.name)
+        put(finished, to)
+
+    def export():
+        formats, options = ("saved_model", "tflite"), Options(version=5)
+        artifacts.export(
+            classifier(model), tmp_path, formats, pictures(), origin=ORIGIN, options=options
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export()
+    export()
+    assert names == ["model.tflite", "model.tflite.manifest.json", "report.json"][:moved]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.tflite",
+        "model.tflite.manifest.json",
+        "report.json",
+        "saved_model",
+    ]
+    assert (tmp_path / "saved_model/5/saved_model.pb").is_file()
+
+
+def test_half_a_version_in_a_store_is_none(tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    finished, version = tmp_path / "finished", paths.of("memory://half/saved_model/5")
+    finished.mkdir()
+    (finished / "saved_model.pb").write_text("whole")
+    with fsspec.open(f"{version}/variables/left.index", "w") as file:
+        file.write("of an upload that was killed")
+    place.move({finished: version}, tmp_path)
+    assert [path.name for path in version.iterdir()] == ["saved_model.pb"]
+    with pytest.raises(FileExistsError, match=r"saved_model/5 exists already"):
+        place.move({finished: version}, tmp_path)
 
 
 def test_a_file_is_replaced_with_its_manifest(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from exporting import NAMES, ORIGIN, RULE, classifier, images, network, pictures, prepared
 from PIL import Image
 
-from efficientnet_tf.export import artifacts, runtimes, saved_model, tflite, verify
+from efficientnet_tf.config import DataConfig
+from efficientnet_tf.export import artifacts, int8, qat, runtimes, saved_model, tflite, verify
 from efficientnet_tf.export import pictures as pictures_lib
 from efficientnet_tf.export.formats import BFLOAT16, FORMATS, Options
 from efficientnet_tf.export.pictures import Batch
@@ -240,6 +241,22 @@ def test_int8_takes_the_remedy_asked_for_and_names_others(model, tmp_path):
     assert 1e-4 < difference < 0.3  # it is quantised
 
 
+def test_what_a_killed_training_left_is_gone_on_with_or_removed_but_by_int8_alone(
+    model, tmp_path, caplog
+):
+    state = tmp_path / int8.STATE / qat.STATE
+    state.parent.mkdir()
+    state.write_bytes(b"of another network")
+    _export(model, tmp_path, ("tflite",))
+    assert state.read_bytes() == b"of another network"
+    options = {"calibration": pictures(count=24), "min_agreement": 0.0, "max_error": 9.0}
+    _export(model, tmp_path, ("tflite-int8",), remedy="qat", **options)
+    assert "is left by an export that was killed" in caplog.text
+    assert not state.parent.exists()
+    content = json.loads((tmp_path / "model-int8.tflite.manifest.json").read_text())
+    assert content["options"]["remedy"] == "qat"
+
+
 def test_formats_of_other_runtimes_pass(model, tmp_path):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")
@@ -294,11 +311,13 @@ def _save(folder, count, names=("ant", "bee")):
 def test_pictures_of_a_folder_come_from_all_over_it_with_the_models_labels(tmp_path):
     _save(tmp_path, 40)
     labels = classifier(None).labels[::-1]
-    found = list(pictures_lib.named(f"folder:{tmp_path}", "train", labels, 6).read())
+    found = list(pictures_lib.named(DataConfig(f"folder:{tmp_path}"), "train", labels, 6).read())
     assert len(found) == 6
     assert [picture.label for picture in found] == [4] * 3 + [3] * 3  # ant and bee, from behind
-    whole = list(pictures_lib.named(f"folder:{tmp_path}", "train", labels, 999).read())
+    whole = list(pictures_lib.named(DataConfig(f"folder:{tmp_path}"), "train", labels, 999).read())
     assert len(whole) == 32  # two of each class are for the test split, two for validation
+    half = DataConfig(f"folder:{tmp_path}", holdout=0.4)
+    assert pictures_lib.named(half, "test", labels, 999).count() == 16
     names = [picture.name for picture in found]
     assert names[0].startswith(f"ant{os.sep}")
     stored = np.asarray(Image.open(tmp_path / names[0]))
@@ -307,7 +326,7 @@ def test_pictures_of_a_folder_come_from_all_over_it_with_the_models_labels(tmp_p
 
 def test_classes_that_are_not_the_models_are_not_counted(tmp_path):
     _save(tmp_path, 40, names=("cat", "yak"))
-    found = pictures_lib.named(f"folder:{tmp_path}", "test", classifier(None).labels, 9)
+    found = pictures_lib.named(DataConfig(f"folder:{tmp_path}"), "test", classifier(None).labels, 9)
     assert {picture.label for picture in found.read()} == {None}
 
 
@@ -315,10 +334,10 @@ def test_a_folder_of_pictures_needs_no_classes(tmp_path):
     _save(tmp_path, 12, names=())
     (tmp_path / "005.png").write_bytes(b"cut off")
     labels = classifier(None).labels
-    found = pictures_lib.named(f"folder:{tmp_path}", "test", labels, 99, max_bad=0.1)
+    found = pictures_lib.named(DataConfig(f"folder:{tmp_path}", max_bad=0.1), "test", labels, 99)
     assert found.count() == 11
     assert {picture.label for picture in found.read()} == {None}
-    strict = pictures_lib.named(f"folder:{tmp_path}", "test", labels, 99)
+    strict = pictures_lib.named(DataConfig(f"folder:{tmp_path}"), "test", labels, 99)
     with pytest.raises(ValueError, match=r"1 of 12 pictures cannot be read: .*005\.png"):
         strict.count()
 
@@ -329,7 +348,9 @@ def test_calibration_pictures_that_are_few_or_corrupt_stop_the_export(model, tmp
     (tmp_path / "bad" / "bee" / "003.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     labels = classifier(None).labels
     for name, match in (("few", "19 pictures are too few, give at least 20"), ("bad", "003.png")):
-        calibration = pictures_lib.named(f"folder:{tmp_path / name}", "train", labels, 99)
+        calibration = pictures_lib.named(
+            DataConfig(f"folder:{tmp_path / name}"), "train", labels, 99
+        )
         with pytest.raises(ValueError, match=match):
             _export(model, tmp_path / "to", ("tflite-int8",), calibration=calibration)
     assert not (tmp_path / "to").exists()

@@ -89,7 +89,13 @@ def folder(tmp_path_factory):
         "model.stem_filters=8",
         "model.head_filters=32",
         f"model.image_size={RULE.size}",
+        f"data.source=folder:{folder / 'classes'}",
+        "data.holdout=0.4",
     )
+    for i, image in enumerate(images(20)):
+        path = folder / "classes" / NAMES[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
     (run / "config.json").write_text(config.to_json(settings))
     (run / "labels.txt").write_text("\n".join(NAMES) + "\n")
     (run / "preprocessing.json").write_text(json.dumps(RULE.to_dict()))
@@ -173,8 +179,11 @@ def test_a_run_is_exported_and_a_failed_gate_keeps_its_report(root, folder, tmp_
     good = ["run", f"--to={tmp_path / 'good'}", "--format=saved_model,tflite"]
     bad = ["run", f"--to={tmp_path / 'bad'}", "--format=tflite", "--tolerance=0"]
     pictures = ["--verify=folder:photos", "--verify_count=20", "--labels=names.txt"]
+    own = ["run", f"--to={tmp_path / 'own'}", "--format=keras", "--verify=run"]
     results = _run(
-        root, [[*good, *pictures, "--warmup=1", "--serving_name=tiny"], [*bad, *pictures]], folder
+        root,
+        [[*good, *pictures, "--warmup=1", "--serving_name=tiny"], [*bad, *pictures], own],
+        folder,
     )
     code, out, err = results[0]
     assert code == 0, err
@@ -203,6 +212,12 @@ def test_a_run_is_exported_and_a_failed_gate_keeps_its_report(root, folder, tmp_
     assert "model.tflite does not give the model's answers on 20 pictures" in err
     (report,) = (tmp_path / "bad").iterdir()
     assert report.name.startswith("failed-")
+
+    code, out, err = results[2]
+    assert code == 0, err
+    assert (
+        f"On 8 pictures of folder:{folder / 'classes'}, test:" in out
+    )  # four of ten, of both classes
     (entry,) = json.loads(report.read_text())
     assert len(entry["rows"]) == 20
     assert entry["limits"]["tolerance"] == 0

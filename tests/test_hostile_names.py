@@ -131,7 +131,7 @@ def test_an_export_and_the_server_keep_hostile_names_as_text(finished):
     opened = classifier.load(root / "run")
     assert tuple(label.name for label in opened.labels) == NAMES
     table = root / "data" / "table.csv"
-    checked = pictures.named(f"csv:{table}", "test", opened.labels, 6, max_bad=0.5)
+    checked = pictures.named(DataConfig(f"csv:{table}", max_bad=0.5), "test", opened.labels, 6)
     artifacts.export(
         opened,
         root / "export",

@@ -164,7 +164,7 @@ def test_a_run_in_a_store_is_opened_evaluated_and_exported_there(finished, tmp_p
     np.testing.assert_allclose(again.model(image), opened.model(image), atol=1e-6)
 
     target = paths.of("memory://exported/flowers")
-    checked = pictures.named(config.data.source, "test", opened.labels, 4)
+    checked = pictures.named(config.data, "test", opened.labels, 4)
     artifacts.export(opened, target, ("keras",), checked, origin=origin)
     files = {path.name for path in target.iterdir()}
     assert files == {"model.keras", "model.keras.manifest.json", "report.json"}

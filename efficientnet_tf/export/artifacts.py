@@ -119,7 +119,8 @@ def export(
             left = onnx_file.data_of(to / FORMATS["onnx"].path)  # of a file that was there before
             if FORMATS["onnx"] in chosen and left not in moves.values():
                 left.unlink(missing_ok=True)
-        paths.remove_tree(to / int8_lib.STATE)
+        if FORMATS["tflite-int8"] in chosen:
+            paths.remove_tree(to / int8_lib.STATE)
     return reports
 
 
@@ -318,10 +319,8 @@ def _in_range(pictures: Pictures, rule: Preprocessing) -> Iterator[np.ndarray]:
 
 
 def _check_version(to: AnyPath, version: int | None) -> None:
-    if version is not None and (to / SAVED_MODEL / str(version)).exists():
-        raise FileExistsError(
-            f"{to / SAVED_MODEL / str(version)} exists already. Give another version or folder."
-        )
+    if version is not None:
+        place.check_free(to / SAVED_MODEL / str(version))
 
 
 def _parts(classifier: Classifier, *, fold: bool = True) -> graph.Parts:
@@ -340,20 +339,21 @@ def _manifest(path: Path) -> Path:
 def _moves(
     chosen: Sequence[Format], aside: Path, to: AnyPath, version: int | None, configs
 ) -> Mapping[Path, AnyPath]:
-    """What is renamed to what, in order."""
+    """What is renamed to what, in order: a version of a SavedModel, which ends it all, last."""
     moves: dict[Path, AnyPath] = {}
+    last: dict[Path, AnyPath] = {}
     for each in chosen:
         finished = aside / each.path
         if each.name == SAVED_MODEL:
             newest = max([0, *place.versions(to / SAVED_MODEL)])
-            moves[finished] = to / SAVED_MODEL / str(version or newest + 1)
+            last[finished] = to / SAVED_MODEL / str(version or newest + 1)
             continue
         if onnx_file.data_of(finished).exists():
             moves[onnx_file.data_of(finished)] = onnx_file.data_of(to / each.path)
         moves[finished] = to / each.path
         if finished.is_file():
             moves[_manifest(finished)] = (to / each.path).with_name(_manifest(finished).name)
-    return {**moves, aside / REPORT: to / REPORT, **configs}
+    return {**moves, aside / REPORT: to / REPORT, **configs, **last}
 
 
 def _keep(report: Path, to: AnyPath) -> None:

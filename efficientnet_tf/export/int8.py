@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from absl import logging
+
 from efficientnet_tf import paths
 from efficientnet_tf.config import DataConfig
 from efficientnet_tf.export import diagnose, graph, qat
@@ -87,4 +89,10 @@ def _tuned(job: Job, parts: graph.Parts, ranges) -> graph.Parts:
         steps = max(1, sum(1 for _ in job.calibration()))
     # A store takes no state to go on from: there tuning that is killed begins anew.
     folder = (job.aside if isinstance(job.to, Remote) else job.to) / STATE
-    return qat.fine_tune(parts, ranges, feed, folder, steps=steps, epochs=job.options.qat_epochs)
+    settings = {"steps": steps, "epochs": job.options.qat_epochs}
+    try:
+        return qat.fine_tune(parts, ranges, feed, folder, **settings)
+    except qat.StateError as error:
+        logging.warning("%s It is left by an export that was killed, and removed.", error)
+        paths.remove_tree(folder)
+        return qat.fine_tune(parts, ranges, feed, folder, **settings)

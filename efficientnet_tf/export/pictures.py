@@ -160,39 +160,35 @@ def _parts(photo: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def named(
-    text: str,
+    config: DataConfig,
     split: str,
     labels: Sequence[tuple[str, str]] | None,
     count: int,
-    *,
-    data_dir: str | None = None,
-    max_bad: float = MAX_BAD,
 ) -> Pictures:
-    """Opens the pictures that a name stands for.
+    """Opens the pictures that a configuration names.
 
     Args:
-        text: "digits", "folder:PATH", "tfds:NAME", "tfrecord:PATH" or another of `data.sources`.
-            PATH of a folder may hold class folders, or pictures themselves, without labels.
+        config: its `source` is "digits", "folder:PATH", "tfds:NAME", "tfrecord:PATH" or another of
+            `data.sources`; PATH of a folder may hold class folders, or pictures themselves, without
+            labels. Its splits and `max_bad` hold too.
         split: "train" or "test"; of pictures without labels all are taken.
         labels: (wnid, name) of the model's classes. Where the pictures have others, theirs are not
             used, with a warning. None where labels do not matter.
         count: how many to take, from all over the split.
-        data_dir: where TensorFlow Datasets keeps its files.
-        max_bad: largest share of unreadable pictures, which are left out and named.
 
     Raises:
         ValueError: there are no such pictures.
         ImportError: an optional package is missing.
     """
-    kind, _, rest = text.partition(":")
+    kind, _, rest = config.source.partition(":")
     root = paths.of(rest) if kind == "folder" else None
     if root is not None and root.is_dir():
         files = sorted(p for p in root.iterdir() if p.suffix.lower() in EXTENSIONS)
         if files and not visible_folders(root):
-            return _flat(text, files, count, max_bad)
+            return _flat(config.source, files, count, config.max_bad)
     # Unreadable pictures are left out below, and most of the split may not be needed.
-    config = DataConfig(source=text, data_dir=data_dir, check_pictures=False)
-    found = from_source(open_source(config), split, labels, count, max_bad=max_bad)
+    config = dataclasses.replace(config, check_pictures=False)
+    found = from_source(open_source(config), split, labels, count, max_bad=config.max_bad)
     if kind != "folder":
         return found
 

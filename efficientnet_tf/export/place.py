@@ -61,6 +61,15 @@ def versions(folder: AnyPath) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
 
+def check_free(version: AnyPath) -> None:
+    """Raises FileExistsError where a version of a SavedModel is there.
+
+    Of a store's, half may have come before a process was killed; the file that comes last tells.
+    """
+    if (version / "saved_model.pb" if isinstance(version, Remote) else version).exists():
+        raise FileExistsError(f"{version} exists already. Give another version or folder.")
+
+
 def move(files: Mapping[Path, AnyPath], aside: Path) -> None:
     """Renames finished files and folders to their places.
 
@@ -79,8 +88,8 @@ def move(files: Mapping[Path, AnyPath], aside: Path) -> None:
             place.unlink(missing_ok=True)
     for number, (finished, place) in enumerate(files.items()):
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_dir() and place.name.isdecimal():
-            raise FileExistsError(f"{place} exists already. Give another version or folder.")
+        if place.name.isdecimal():
+            check_free(place)
         if isinstance(place, Remote):
             paths.remove_tree(place)
         elif place.is_dir():

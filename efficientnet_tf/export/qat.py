@@ -39,6 +39,10 @@ Pictures = Callable[[int], Iterable[tuple[Any, Any]]]
 _LARGEST = 127  # of an int8 kernel, whose values are -127 to 127 times the scale of their channel
 
 
+class StateError(ValueError):
+    """The state of a training is damaged, or of another one."""
+
+
 def fine_tune(
     parts: graph.Parts,
     ranges: Mapping[str, tuple[float, float]],
@@ -73,8 +77,8 @@ def fine_tune(
         The network with `quantize.FakeQuant` layers, to be converted to int8.
 
     Raises:
-        ValueError: an argument is out of range, there are too few pictures, or `folder` holds the
-            state of another training.
+        ValueError: an argument is out of range, or there are too few pictures.
+        StateError: `folder` holds the state of another training, or a damaged one.
         FloatingPointError: the loss is no longer finite.
     """
     _check(steps, epochs, learning_rate, label_share)
@@ -292,14 +296,14 @@ def _restore(path: Path, state, settings: dict[str, Any]) -> int:
             found = json.loads(str(content["settings"]))
             values = [content[f"v{number}"] for number in range(len(state))]
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise StateError(
             f"{path} is no state of a quantisation-aware training: {error}. Delete it, or choose"
             " another folder."
         ) from error
     done = found.pop("done")
     other = [name for name in settings if not _same(found.get(name), settings[name])]
     if other:
-        raise ValueError(
+        raise StateError(
             f"{path} is of a training with another {', '.join(other)}. Delete it, or choose another"
             " folder."
         )
