@@ -86,14 +86,17 @@ def test_labels_of_no_class_count_as_bad():
     assert found.names == ("picture-2.png", "picture-5.png")
 
 
-def test_a_batch_without_a_good_picture_is_passed_over():
+def test_a_batch_without_a_good_picture_has_no_class_and_keeps_its_place():
     source = _source(6, broken=(2, 3))
     dataset = pipeline.training(source, DataConfig(max_bad=0.9), 16, 2)
-    assert [_levels(pictures) for pictures, _ in dataset.take(2)] == [[0, 1], [4, 5]]
+    batches = list(dataset.take(3))
+    assert [_levels(pictures) for pictures, _ in batches] == [[0, 1], [0, 0], [4, 5]]
+    np.testing.assert_array_equal(batches[1][1], np.zeros((2, CLASSES)))
 
 
-def test_positions_stay_so_a_restart_goes_on_exactly():
-    source = _source(10, broken=(1, 4, 7))
+@pytest.mark.parametrize("broken", [(1, 4, 7), (4, 5, 6, 7)])
+def test_positions_stay_so_a_restart_goes_on_exactly(broken):
+    source = _source(10, broken=broken)
     config = DataConfig(crop="v2", flip=True, mixup=0.3, max_bad=0.9)
     whole = list(pipeline.training(source, config, 16, 4).take(5))
     rest = list(pipeline.training(source, config, 16, 4, start=8).take(3))

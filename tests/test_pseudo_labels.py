@@ -188,6 +188,34 @@ def test_unreadable_pictures_are_left_out_or_too_many(tmp_path, teacher, labelle
         pseudo.label(tmp_path / "strict", teacher, source, labelled, max_bad=0.0)
 
 
+def test_the_share_of_unreadable_pictures_is_that_of_all_where_labelling_goes_on(
+    tmp_path, teacher, labelled, pictures
+):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(100):
+        Image.fromarray(pictures[number]).save(folder / f"{number:03}.png")
+    for number in (20, 90):
+        (folder / f"{number:03}.png").write_bytes(b"no picture")
+    source = unlabeled.open_unlabeled(DataConfig(source=f"folder:{folder}"))
+    pseudo.label(tmp_path / "whole", teacher, source, labelled, max_bad=0.02)
+    for name, max_bad in (("whole", 0.02), ("strict", 0.015)):
+        labels = tmp_path / f"{name}-stopped"
+
+        def stop(labels=labels):
+            if (labels / "000000000.npz").exists():
+                raise _Stopped
+
+        with pytest.raises(_Stopped):
+            pseudo.label(labels, teacher, source, labelled, max_bad=max_bad, between=stop)
+        if name == "whole":
+            pseudo.label(labels, teacher, source, labelled, max_bad=max_bad)
+            assert _files(labels) == _files(tmp_path / "whole")
+        else:
+            with pytest.raises(ValueError, match=r"pictures: 2 of 96 .* of 100: .*090\.png"):
+                pseudo.label(labels, teacher, source, labelled, max_bad=max_bad)
+
+
 def test_teachers_that_cannot_teach_are_refused(tmp_path, path, labelled, network):
     with pytest.raises(FileNotFoundError, match=r"The teacher 'nowhere\.keras' cannot be opened"):
         teacher_lib.load("nowhere.keras", labelled)

@@ -27,8 +27,10 @@ class BadRecords:
             that two bad records among the first hundred of a million do not end a run.
     """
 
-    def __init__(self, most: float = 0.01):
+    def __init__(self, most: float = 0.01, before: tuple[int, int] = (0, 0)):
+        """Begins to count; `before` are bad records and all of them, of the same pass so far."""
         self.most = most
+        self._before = before
         self.error: str | None = None
         self._names: dict[str, None] = {}  # in the order in which they were found
 
@@ -50,6 +52,9 @@ class BadRecords:
         Raises:
             ValueError: there are too many.
         """
+        bad += self._before[0]
+        read += self._before[1]
+        one_pass += self._before[1]
         for name in names:
             if name not in self._names:
                 self._names[name] = None
@@ -165,12 +170,13 @@ def replace(problems: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Puts good examples in the place of bad ones, so that batches stay whole.
 
     Args:
-        problems: string (batch,), "" for good examples, of which there is at least one.
+        problems: string (batch,), "" for good examples.
         *tensors: (batch, ...).
 
     Returns:
         The tensors with each bad row replaced by the good one before it in the batch; before the
-        first comes the last.
+        first comes the last. Zeros where none is good: black pictures of no class, so that every
+        batch stays in its place, and a run that goes on takes the same ones.
     """
 
     def replaced():
@@ -179,4 +185,10 @@ def replace(problems: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
         before = tf.searchsorted(good, rows, side="right") - 1
         return tuple(tf.gather(t, tf.gather(good, before % tf.size(good))) for t in tensors)
 
-    return tf.cond(tf.reduce_all(problems == ""), lambda: tensors, replaced)
+    return tf.case(
+        [
+            (tf.reduce_all(problems == ""), lambda: tensors),
+            (tf.reduce_all(problems != ""), lambda: tuple(tf.zeros_like(t) for t in tensors)),
+        ],
+        default=replaced,
+    )

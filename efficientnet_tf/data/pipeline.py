@@ -112,8 +112,6 @@ def training(
     first = start // shard.count % share
     batches = bad.report(batches, found, source, share, first)
     batches = batches.enumerate()
-    if not source.checked:
-        batches = batches.filter(lambda _, batch: tf.reduce_any(batch[-1] == ""))
 
     def finish(number, batch):
         pictures_, targets, problems = batch

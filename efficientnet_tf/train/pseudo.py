@@ -215,7 +215,10 @@ def _complete(
             unlabelled.name,
             f"; {missing} are done" if missing else "",
         )
-        for start, part in _labelled(teacher, unlabelled, missing, max_bad, between):
+        stored = (parts[start]["readable"] for start in range(0, missing, PART))
+        unreadable = sum(int((~readable).sum()) for readable in stored)
+        found = BadRecords(max_bad, before=(unreadable, missing))
+        for start, part in _labelled(teacher, unlabelled, missing, found, between):
             _write(_part(folder, start), part)
             parts[start] = part
     columns = [
@@ -237,7 +240,7 @@ def _labelled(
     teacher: Teacher,
     source: Source,
     first: int,
-    max_bad: float,
+    found: BadRecords,
     between: Callable[[], None],
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """The parts from a row on, each with the row that it begins with."""
@@ -247,7 +250,6 @@ def _labelled(
         num_examples={"train": count},
         records=lambda split, seed: source.records(split, seed, first),
     )
-    found = BadRecords(max_bad)
     batches: list[tuple[np.ndarray, ...]] = []
     done = 0
     prepared = pipeline.evaluation(rest, "train", teacher.rule, _BATCH, found=found)
