@@ -11,6 +11,7 @@ nothing could be started, otherwise that of the worker that ended first (75: sto
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,14 @@ from command_line import fail, parse_flags
 _WORKERS = flags.DEFINE_integer("workers", None, "How many processes.", 1, required=True)
 _RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all are started again.", 0)
 
+# The kernel ends a worker with us, so that none is left that holds the run's folder.
+_WORKER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 GRACE = 30.0  # seconds in which workers end on their own when one has ended, and say why
 _STEP = 0.1  # seconds
 
@@ -34,6 +43,11 @@ def main(argv):
     """Runs the command."""
     if len(argv) < 2:
         return fail("the command is missing; it stands behind --, as in the examples of --help.")
+    if _RESTARTS.value and any(part.lstrip("-").partition("=")[0] == "overwrite" for part in argv):
+        return fail(
+            "--overwrite with --restarts would remove what was trained, each time that all start"
+            " again. Remove the earlier run, or choose another workdir."
+        )
     try:
         return launch(argv[1:], _WORKERS.value, restarts=_RESTARTS.value)
     except OSError as error:
@@ -52,8 +66,9 @@ def launch(
 
     Each gets TF_CONFIG, with ports that are free now, and its lines come with its number before
     them. When one ends with another code than 0, the others get `grace` to end too (they notice
-    within 30 s), and are killed then. SIGTERM and SIGINT are passed on, and nothing is started
-    again after them; a second one kills.
+    within 30 s), and are killed then. SIGTERM and SIGINT are passed on (SIGHUP, of a terminal that
+    closes, as SIGTERM), and nothing is started again after them; a second one kills. On Linux
+    workers are killed when this process is.
 
     Args:
         command: to run, the same for all.
@@ -83,6 +98,8 @@ def launch(
 
 
 def _run(command: Sequence[str], count: int, grace: float, output: TextIO, asked: list[int]) -> int:
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"there is no program {command[0]!r}")
     addresses = _free_addresses(count)
     processes: list[subprocess.Popen] = []
     readers: list[threading.Thread] = []
@@ -92,7 +109,7 @@ def _run(command: Sequence[str], count: int, grace: float, output: TextIO, asked
             config = {"cluster": {"worker": addresses}, "task": task}
             variables = {"TF_CONFIG": json.dumps(config), "PYTHONUNBUFFERED": "1"}
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-c", _WORKER, str(os.getpid()), *command],
                 env=os.environ | variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -180,6 +197,10 @@ def _passed_on(asked: list[int]) -> Iterator[None]:
         number: signal.signal(number, lambda number, _: asked.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else it is to be ignored (nohup)
+        before[signal.SIGHUP] = signal.signal(
+            signal.SIGHUP, lambda *_: asked.append(signal.SIGTERM)
+        )
     try:
         yield
     finally:

@@ -113,7 +113,8 @@ def main(argv):
     try:
         _run(config, folder)
     except Interrupted:
-        print(f"\nStopped and saved. The same command with --workdir={folder} goes on.")
+        without = ", without --overwrite," if _OVERWRITE.value else ""
+        print(f"\nStopped and saved. The same command with --workdir={folder}{without} goes on.")
         sys.exit(os.EX_TEMPFAIL)
     except (ValueError, ImportError, OSError, RuntimeError, FloatingPointError) as error:
         logging.debug("Where it happened:", exc_info=True)

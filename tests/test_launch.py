@@ -152,10 +152,30 @@ def test_the_script_passes_sigterm_on_and_does_not_start_again(tmp_path):
     assert {path.read_text() for path in tmp_path.iterdir()} == {"1"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends them")
+def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
+    program = HEAD + "started(); both(); print(os.getpid(), flush=True)\ntime.sleep(1000)"
+    process = subprocess.Popen(
+        [*_SCRIPT, "--workers=2", "--", *_SCRIPT[:1], "-c", program, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        workers = [int(process.stdout.readline()[4:]) for _ in range(2)]
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 10
+    while any("zombie" not in _status(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--workers=2"], "the command is missing"),
+        (["--workers=2", "--restarts=1", "--", "true", "--overwrite"], "--overwrite with"),
         (["--", "true"], "--workers"),
         (["--workers=2", "--", "no-such-program"], "no-such-program"),
     ],

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from efficientnet_tf import config as config_lib
 from efficientnet_tf.arch import files
 from efficientnet_tf.config import override
 from efficientnet_tf.recipes import RECIPES
@@ -115,6 +116,31 @@ def test_several_seeds_and_failures(tmp_path, monkeypatch):
     assert failed.accuracies == ()
     assert failed.accuracy != failed.accuracy
     assert trial.run(base, wild, tmp_path / "bad", seeds=(0, 1), source=object()) == failed
+
+
+def test_a_failed_trial_that_is_killed_before_its_result_is_written_can_be_run_again(
+    tmp_path, monkeypatch
+):
+    def train(config, folder, *, strategy, source):
+        workdir.begun(folder, config, overwrite=False)  # refuses a run without its checkpoints
+        (folder / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).write_text("")
+        (folder / workdir.CONFIG).write_text(config_lib.to_json(config))
+        raise FloatingPointError("The loss is not finite.")
+
+    def killed(path, _):
+        assert path.name == trial.RESULT
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_lib, "train", train)
+    base = trial.base_of(CONFIG, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trial.run(base, CONFIG, tmp_path, source=object())
+    again = trial.run(base, CONFIG, tmp_path, source=object())
+    assert again.failed == "FloatingPointError: The loss is not finite."
+    assert not (tmp_path / "seed0" / workdir.CHECKPOINTS).exists()
 
 
 def test_the_test_split_is_not_looked_at():

@@ -107,6 +107,7 @@ def run(
         raise ValueError(f"{folder} holds the trial of another network. Choose another folder.")
     result = folder / RESULT
     if result.exists():
+        _remove_left_overs(folder)
         return _read(result)
     start = time.perf_counter()
     cost = count(variant).total
@@ -128,11 +129,10 @@ def run(
     except (FloatingPointError, RuntimeError, ValueError, tf.errors.OpError) as error:
         logging.warning("%s failed: %s", folder, error)
         trial = dataclasses.replace(trial, failed=f"{type(error).__name__}: {error}")
-        for seed in seeds:
-            _remove_left_over(folder / f"seed{seed}")
     seconds = max(trial.seconds, time.perf_counter() - start)  # not the first try after a kill
     trial = dataclasses.replace(trial, seconds=round(seconds, 1))
     workdir.write_text(result, json.dumps(dataclasses.asdict(trial)) + "\n")
+    _remove_left_overs(folder)  # after the result, without which the trial would need them
     return trial
 
 
@@ -223,15 +223,15 @@ def _train(
         done = run_lib.train(config, folder, strategy=strategy, source=source)
         values = {"accuracy": done.validation.accuracy, "seconds": done.seconds}
         workdir.write_text(result, json.dumps(values) + "\n")
-    _remove_left_over(folder)
     values = json.loads(result.read_text(encoding="utf-8"))
     return values["accuracy"], values["seconds"]
 
 
-def _remove_left_over(folder: Path) -> None:
-    shutil.rmtree(folder / workdir.CHECKPOINTS, ignore_errors=True)
-    for name in _LEFT_OVER:
-        (folder / name).unlink(missing_ok=True)
+def _remove_left_overs(trial: Path) -> None:
+    for folder in trial.glob("seed*"):
+        shutil.rmtree(folder / workdir.CHECKPOINTS, ignore_errors=True)
+        for name in _LEFT_OVER:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Trial:
