@@ -50,6 +50,8 @@ def trained(monkeypatch):
         return Trial(total.trainable, total.macs, (value, value), 0.1, 2.0, seconds=30.0)
 
     monkeypatch.setattr(trial_lib, "run", run)
+    # By its name a worker draws networks; by default that is its folder's, another one each time.
+    monkeypatch.setattr(study, "worker_of", lambda folder: folder.name)
     monkeypatch.setattr(timing, "stepper", lambda *_: None)
     return folders
 

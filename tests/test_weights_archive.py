@@ -47,7 +47,7 @@ def test_unpacks_files_and_folders(tmp_path):
         _special("evil", tarfile.BLKTYPE),
         _special("evil", tarfile.FIFOTYPE),
     ],
-    ids=str,
+    ids=lambda member: getattr(member, "type", member),
 )
 def test_refuses_what_leaves_the_folder_and_leaves_nothing(tmp_path, member):
     inside = tmp_path / "inside"
