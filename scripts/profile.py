@@ -59,7 +59,9 @@ else:
     )
     _WRITE = flags.DEFINE_string("write", None, "File (.json) for the network, e.g. a scaled one.")
     _MEASURE = flags.DEFINE_bool(
-        "measure", False, "Measure inference and training here, on Keras' backend."
+        "measure",
+        False,
+        "Measure inference and training here, on Keras' backend; as CSV or JSON that alone.",
     )
     _PRECISION = flags.DEFINE_enum(
         "precision", "float32", ["float32", "mixed_bfloat16"], "For --measure."
@@ -104,6 +106,10 @@ def _usage(names: "Sequence[str]") -> str:
         return "--write takes one network"
     if _COMPARE.value and (_SCALE.value or flags.FLAGS["by"].present or _RESOLUTION.value):
         return "--compare is for published networks as they are: no --scale, --by, --resolution"
+    if _COMPARE.value and _BATCH.value and not _MEASURE.value:
+        return "--compare counts one picture: no --batch but with --measure"
+    if _BLOCKS.value and _FORMAT.value != "table":
+        return "--blocks is for people: no --format"
     if _PAPER.value:
         given = [name for name in _NOT_WITH_PAPER if flags.FLAGS[name].present]
         if given:
@@ -123,8 +129,11 @@ def _tables(networks):
         for network in networks:
             table = profile.block_table(network, _RESOLUTION.value)
             yield f"{network.name}\n\n{table}"
-    if _COMPARE.value:
-        yield _text(profile.compare([network.name for network in networks]))
+    for_people = _FORMAT.value == "table"
+    if _MEASURE.value and not for_people:
+        pass  # one table of one kind, to be parsed
+    elif _COMPARE.value:
+        yield _text(profile.compare(networks))
     else:
         rows = (
             profile.rows(network, _RESOLUTION.value, by=_BY.value, batch_size=batch)
@@ -140,7 +149,8 @@ def _tables(networks):
             for network in networks
             for measured in measure.profile(network, batch_size=batch, **options)
         ]
-        yield _machine(found[0])
+        if for_people:
+            yield _machine(found[0])
         yield _text([measured.row() for measured in found])
 
 

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     alone = {
         "set": _SET.value,
         "data": _DATA.value,
+        "count": flags.FLAGS["count"].present,
     }
     other = {
         "magnitudes": _MAGNITUDES.value,

@@ -115,12 +115,37 @@ def test_batches_do_not_change_maps(model, images):
         np.testing.assert_allclose(whole, parts, atol=1e-5)
 
 
-@pytest.mark.parametrize("end", ["softmax", "sigmoid", None, "apart", "operation"])
+def test_random_layers_do_nothing():
+    finder = patch_finder()
+    pictures = np.zeros((8, 96, 64, 3), np.uint8)
+    pictures[:, 8:24, 8:24, 0] = 255  # in a corner, which a flip would move
+    random = [layers.RandomFlip(), layers.RandomRotation(0.2)]
+    inside = keras.Sequential([keras.Input((96, 64, 3)), *random])
+    for wrapped in (
+        keras.Sequential([keras.Input((96, 64, 3)), *random, finder]),
+        keras.Sequential([inside, finder]),
+        keras.Sequential([keras.Input((96, 64, 3), dtype="uint8"), *random, finder]),
+    ):
+        for method in cam.METHODS:
+            want = cam.cam(finder, pictures, 0, method=method)
+            assert want.max() == 1
+            np.testing.assert_allclose(cam.cam(wrapped, pictures, 0, method=method), want)
+
+
+def test_an_output_in_a_list_is_one_output(model, images):
+    listed = keras.Model(model.inputs, model.outputs)
+    np.testing.assert_array_equal(cam.cam(listed, images, 0), cam.cam(model, images, 0))
+
+
+@pytest.mark.parametrize("end", ["softmax", "sigmoid", None, "apart", "cast", "operation"])
 def test_gradcam_behind_pooling_and_a_dense_layer_is_cam(end, images):
     kind = end if end in ("softmax", "sigmoid", None) else None
     model = headed(small(include_top=False), activation=kind)
     if end == "apart":  # as mixed precision wants it
         model = keras.Sequential([*model.layers, layers.Activation("softmax", dtype="float32")])
+    if end == "cast":  # the other way to float32
+        cast = layers.Activation("linear", dtype="float32")
+        model = keras.Sequential([*model.layers, cast, layers.Softmax()])
     if end == "operation":
         model = keras.Model(model.inputs, keras.ops.softmax(model.outputs[0]))
     want = features(model.layers[0] if end != "operation" else model.layers[1], images)
@@ -299,9 +324,10 @@ def test_a_layer_that_the_scores_do_not_depend_on(images):
         cam.cam(model, images, layer="aside", method="gradcam")
 
 
-def test_mixed_precision_gives_nearly_the_same_maps(images):
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_half_precision_gives_nearly_the_same_maps(policy, images):
     plain = small(classes=5)
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy(policy)
     try:
         mixed = small(classes=5)
     finally:

@@ -174,6 +174,18 @@ def test_a_latency_is_measured():
     assert bounded == scale(B0, params=6_000_000)
 
 
+def test_budgets_hold_together_whatever_is_measured():
+    limited = scale(B0, macs=1_500_000_000)
+
+    def seconds(network):  # of a machine that is slow at the limit, and fast just above it
+        if network == limited:
+            return 0.6
+        return 0.4 if count(network).total.macs < 1_700_000_000 else 1.0
+
+    found = scale(B0, macs=1_500_000_000, latency=0.5, measure=seconds)
+    assert count(found).total.macs <= 1_500_000_000
+
+
 def test_what_is_not_possible_is_an_error_that_says_what_is():
     smallest = scaled(B0, depth=1e-3, width=1e-3, resolution=1e-3)
     params = count(smallest).total.trainable

@@ -248,6 +248,7 @@ def test_augmentation_script(root, folder):
         "stages.png": ["noise.png", "--recipe=smoke", "--count=2", "--out=stages.png"],
         "digits.png": ["--recipe=digits", "--data=digits", "--count=2", "--out=digits.png"],
         "--data is used only with --recipe": ["--data=digits"],
+        "--count is used only with --recipe": ["noise.png", "--count=3"],
         "--magnitudes is used only without": ["--recipe=smoke", "--magnitudes=1"],
         "either pictures or --data": ["noise.png", "--recipe=digits", "--data=digits"],
         "one picture, or --recipe": ["noise.png", "noise.png"],

@@ -167,3 +167,35 @@ def test_a_user_variant_is_profiled(tmp_path):
     files.write(own, tmp_path / "own.json")
     assert profile.rows(tmp_path / "own.json") == profile.rows(own)
     assert profile.rows(own)[0]["network"] == "own"
+
+
+def test_a_network_of_ones_own_is_compared_with_no_paper(tmp_path):
+    own = dataclasses.replace(VARIANTS["efficientnet-b0"], width=0.5)  # of the same name
+    files.write(own, tmp_path / "own.json")
+    cost = et.count(own).total
+    expected = {
+        "network": "efficientnet-b0",
+        "parameters": cost.trainable,
+        "multiply-adds": cost.macs,
+    }
+    assert profile.compare([tmp_path / "own.json"]) == profile.compare([own]) == [expected]
+    (published,) = profile.compare(["efficientnet-b0"])
+    assert published["paper's parameters"] == 5_300_000
+
+
+def test_no_pictures_are_an_error():
+    with pytest.raises(ValueError, match="batch_size must be >= 1"):
+        profile.rows("efficientnet-b0", batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--blocks", "--format=json"), "--blocks is for people"),
+        (("--compare", "--batch=8"), "--compare counts one picture"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(root, arguments, message):
+    done = run(root, "efficientnet-b0", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr

@@ -129,7 +129,15 @@ def test_what_cannot_be_searched_is_refused(trained, tmp_path):
         search(tmp_path / "work", tight)
     with pytest.raises(ValueError, match=r"data\.train_size=64"):
         search(tmp_path / "work", config=override(CONFIG, "data.train_size=64"))
-    for wrong in ({"step": 0}, {"tolerance": -1}, {"slack": 0.5}, {"phis": ()}, {"seeds": (0, 0)}):
+    for wrong in (
+        {"step": 0},
+        {"tolerance": -1},
+        {"slack": 0.5},
+        {"phis": ()},
+        {"phis": (2.0, 1.0)},
+        {"phis": (1.0, 1.0)},
+        {"seeds": (0, 0)},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must"):
             compound.Search(**wrong)
     assert not trained

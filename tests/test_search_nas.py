@@ -163,6 +163,11 @@ def test_other_settings_are_refused(trained, tmp_path):
     other = Space(SPACE.base, layers=(1, 2), limits=Limits(params=10_000))
     with pytest.raises(ValueError, match="other settings: limits"):
         search(tmp_path / "work", space=other, trials=1)
+    asked, storage = nas.Search(trials=1, population=3, sample=2), str(tmp_path / "study.log")
+    for setting in ("model.normalization=lite", "model.image_size=48"):
+        changed = override(CONFIG, setting)
+        with pytest.raises(ValueError, match="other settings: model"):
+            nas.search(changed, SPACE, asked, tmp_path / "work", source=None, storage=storage)
     with pytest.raises(ValueError, match="cannot be opened"):
         search(tmp_path / "work", storage="nosuch://x", trials=1)
 

@@ -235,7 +235,7 @@ def _last(
                 raise ValueError(
                     "The budgets do not limit what grows: give another one, or cap_resolution."
                 )
-            low, high = high, min(highest, 2 * high)
+            low, high = high, min(highest, limit, 2 * high)
     while high - low > step:
         middle = (low + high) / 2
         low, high = (low, middle) if broken(middle) else (middle, high)

@@ -11,7 +11,7 @@ from efficientnet_tf.arch.complexity import Complexity, Cost, count
 from efficientnet_tf.arch.compound import find_base, scaled
 from efficientnet_tf.arch.published import TABLES, Scaled
 from efficientnet_tf.arch.scaling import resolve
-from efficientnet_tf.arch.tables import Variant
+from efficientnet_tf.arch.tables import VARIANTS, Variant
 
 By = Literal["network", "stage", "layer"]
 Form = Literal["table", "csv", "json"]
@@ -47,6 +47,8 @@ def rows(
     """
     if by not in get_args(By):
         raise ValueError(f"by must be one of {get_args(By)}. Received: by={by!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1. Received: batch_size={batch_size!r}")
     base = find_base(network)
     cost = count(base, resolution)
     start = {"network": base.name, "px": resolution or base.resolution}
@@ -96,21 +98,22 @@ def block_table(network: str | Variant | Baseline, resolution: int | None = None
     return to_text(lines, "table")
 
 
-def compare(names: Sequence[str]) -> list[Row]:
+def compare(networks: Sequence[str | Variant | Baseline]) -> list[Row]:
     """Puts networks beside V1 Table 2 and V2 Table 7; see `beside`.
 
     Args:
-        names: of variants; those that are in neither table have no numbers of a paper.
+        networks: names or paths of variants, variants, or baselines; those that are not the
+            published ones, or are in neither table, have no numbers of a paper.
 
     Raises:
         ValueError: unknown name.
     """
     found = []
-    for name in names:
-        rows = [row for table in ("v1-2", "v2-7") for row in beside(table, only=name)]
-        cost = count(name).total
+    for network in map(find_base, networks):
+        name, cost = network.name, count(network).total
         alone = {"network": name, "parameters": cost.trainable, "multiply-adds": cost.macs}
-        found += rows or [alone]
+        tables = ("v1-2", "v2-7") if VARIANTS.get(name) == network else ()
+        found += [row for table in tables for row in beside(table, only=name)] or [alone]
     return found
 
 

@@ -11,6 +11,18 @@ from typing import Literal
 
 from efficientnet_tf.arch.blocks import BlockArgs
 
+_POSITIVE = (
+    "width",
+    "depth",
+    "resolution",
+    "train_resolution",
+    "stem_filters",
+    "head_filters",
+    "classes",
+    "filters_divisor",
+    "bn_epsilon",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -65,10 +77,10 @@ class Variant:
     def __post_init__(self) -> None:
         if not self.blocks:
             raise ValueError(f"Variant {self.name!r} must have at least one stage in `blocks`.")
-        for name in ("width", "depth", "resolution", "stem_filters", "head_filters", "classes"):
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0. Received: {name}={getattr(self, name)!r}")
-        for name in ("dropout_rate", "drop_connect_rate"):
+        for name in ("dropout_rate", "drop_connect_rate", "bn_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} must lie in [0, 1). Received: {name}={getattr(self, name)!r}"

@@ -149,7 +149,7 @@ def _network(model: keras.Model) -> _Network:
     if (isinstance(layer, keras_layers.Activation) and layer.activation in _FUNCTIONS) or type(
         layer
     ).__name__ in _OPERATIONS:
-        return _Network(calls, _made(calls, calls.calls[number].inputs[0]), False, classes)
+        return _Network(calls, _before(calls, calls.calls[number].inputs[0]), False, classes)
     if getattr(layer, "activation", None) in _FUNCTIONS:
         raise ValueError(
             "A softmax or sigmoid at the model's end must be in a Dense layer or on its own."
@@ -299,7 +299,7 @@ def _scores(network: _Network, args, output):
         layer = network.calls.calls[network.scores].layer
         output = ops.matmul(ops.cast(args[0], "float32"), ops.cast(layer.kernel, "float32"))
         if layer.use_bias:
-            output = output + layer.bias
+            output = output + ops.cast(layer.bias, "float32")
     return ops.reshape(ops.cast(output, "float32"), (-1, network.classes))
 
 

@@ -154,7 +154,8 @@ def run(model: keras.Model, images, each: Callable[[int, Any], Any]):
     count = iter(range(2**62))
 
     def call(_, layer, *args, **kwargs):
-        if kwargs.get("training"):
+        # Random layers augment unless they are told not to: Keras' default there is True.
+        if "training" in kwargs or getattr(layer, "_call_has_training_arg", False):
             kwargs["training"] = False
         return each(next(count), args, layer(*args, **kwargs))
 
@@ -171,4 +172,6 @@ def _through(model, inputs, call: Callable, models: dict[str, Any], prefix: str 
         models[path] = _through(layer, args[0], call, models, f"{path}/")
         return models[path]
 
-    return replay(model, inputs, one)
+    output = replay(model, inputs, one)
+    # As Keras does: a model's only output may have been given as a list.
+    return output[0] if isinstance(output, (list, tuple)) and len(output) == 1 else output

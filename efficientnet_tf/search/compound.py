@@ -63,8 +63,10 @@ class Search:
             )
         if self.slack < 1:
             raise ValueError(f"slack must be >= 1. Received: slack={self.slack!r}")
-        if not self.phis or min(self.phis) <= 0:
-            raise ValueError(f"phis must be one or more numbers > 0. Received: phis={self.phis!r}")
+        if not self.phis or min(self.phis) <= 0 or sorted(set(self.phis)) != list(self.phis):
+            raise ValueError(
+                f"phis must be one or more rising numbers > 0. Received: phis={self.phis!r}"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
                 f"seeds must be one or more different ones. Received: seeds={self.seeds!r}"

@@ -31,6 +31,7 @@ RESULT = "result.json"
 VARIANT = "variant.json"
 # Of a network that was trained briefly; its metrics stay.
 _LEFT_OVER = (workdir.BEST, workdir.BEST_WEIGHTS, workdir.RAW_WEIGHTS, workdir.SUMMARY)
+_SHARED = ("image_size", "normalization", "sync_batch_norm")  # of the settings of the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +189,11 @@ def settings(config: Config, variant: Variant, seed: int) -> Config:
 def shared(config: Config) -> dict[str, Any]:
     """What the trainings of a search have in common, as JSON has it.
 
-    Where the pictures lie is each machine's own.
+    Networks are told apart by themselves, and where the pictures lie is each machine's own.
     """
     values = json.loads(config_lib.to_json(config))
-    del values["model"], values["data"]["source"], values["data"]["data_dir"]
+    values["model"] = {name: values["model"][name] for name in _SHARED}
+    del values["data"]["source"], values["data"]["data_dir"]
     for name in ("seed", "checkpoint_steps", "keep_checkpoints"):
         del values["train"][name]
     return values
