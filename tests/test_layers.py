@@ -89,6 +89,30 @@ def test_what_has_no_fused_kernel_is_left_to_keras(kwargs):
     assert not _uses_fused_kernel(layer, training=True)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dropout_has_the_rate_that_was_asked_for(dtype):
+    """Of 128 numbers in [0, 1) that bfloat16 has, the lowest would be below any rate > 0."""
+    keras.utils.set_random_seed(0)
+    ones = tf.ones((2000, 500), dtype)
+    rare = layers.Dropout(1e-6, dtype=dtype)(ones, training=True)
+    assert rare.dtype == dtype
+    assert np.sum(tf.cast(rare, "float32").numpy() == 0) <= 10  # one is expected
+    some = layers.Dropout(0.005, noise_shape=(None, 1), dtype=dtype)
+    kept = tf.cast(tf.concat([some(ones, training=True)[:, :2] for _ in range(50)], 0), "float32")
+    np.testing.assert_array_equal(kept[:, 0], kept[:, 1])
+    assert abs(np.mean(kept[:, 0] == 0) - 0.005) < 5 * (0.005 / 100_000) ** 0.5
+    np.testing.assert_array_equal(some(ones, training=False), ones)
+
+
+def test_dropout_scales_in_float32():
+    """1 / (1 - 0.0025) is 1 in bfloat16: a stage's branches would be smaller in training."""
+    keras.utils.set_random_seed(0)
+    values = tf.cast(tf.random.stateless_uniform((1000, 1000), (0, 0), 1.0, 2.0), "bfloat16")
+    dropped = layers.Dropout(0.0025, dtype="bfloat16")(values, training=True)
+    means = [tf.reduce_mean(tf.cast(x, "float32")) for x in (values, dropped)]
+    assert abs(means[1] / means[0] - 1) < 5 * (0.0025 / 1e6) ** 0.5
+
+
 @pytest.mark.parametrize("activation", [None, "silu", "sigmoid"])
 def test_convolution_of_single_pixels_equals_keras(activation):
     ours, theirs = (

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_tf.config import DataConfig
-from efficientnet_tf.data import pipeline, plugged, sources
+from efficientnet_tf.data import arrays, pipeline, plugged, sources
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,16 @@ def test_the_same_seed_gives_the_same_batches(digits, name):
     assert (one[0][0] != plain[0].numpy()).any()
     changed = (one[0][1] != plain[1].numpy()).any()
     assert changed == (name != "keras:RandAugment")
+
+
+def test_workers_do_not_draw_the_same():
+    gray = arrays.from_arrays(np.full((64, 8, 8, 3), 128, np.uint8), np.arange(64) % 2)
+    config = _config("keras:RandomBrightness")
+    one, two = (
+        next(iter(pipeline.training(gray, config, 8, 16, shard=pipeline.Shard(index, 2))))[0]
+        for index in range(2)
+    )
+    assert (one.numpy() != two.numpy()).any()
 
 
 def test_pixels_are_float32_whatever_the_policy():

@@ -11,7 +11,7 @@ from PIL import Image
 from efficientnet_tf.arch import BlockArgs
 from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.config import Config, DataConfig, override
-from efficientnet_tf.data import arrays, unlabeled
+from efficientnet_tf.data import arrays, sources, unlabeled
 from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.train import pseudo
 from efficientnet_tf.train import teacher as teacher_lib
@@ -186,6 +186,22 @@ def test_unreadable_pictures_are_left_out_or_too_many(tmp_path, teacher, labelle
     assert not found.probabilities[7].any()
     with pytest.raises(ValueError, match=r"Unlabelled pictures: 1 of .*07\.png.*data\.max_bad"):
         pseudo.label(tmp_path / "strict", teacher, source, labelled, max_bad=0.0)
+
+
+def test_held_out_pictures_may_be_as_bad_as_the_configuration_says(tmp_path, teacher, pictures):
+    for number in range(60):
+        place = tmp_path / "labelled" / ("train", "validation", "test")[number // 20]
+        place = place / NAMES[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures[number]).save(place / f"{number:02}.png")
+    broken = tmp_path / "labelled" / "validation" / NAMES[0] / "21.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    own = DataConfig(source=f"folder:{tmp_path / 'labelled'}", check_pictures=False)
+    own = sources.open_source(own)
+    more = arrays.from_arrays(pictures[60:100], np.arange(40) % 2)
+    with pytest.raises(ValueError, match=r"validation split: 1 of .*data\.max_bad=0 .*21\.png"):
+        pseudo.label(tmp_path / "strict", teacher, more, own, max_bad=0.0)
+    assert pseudo.label(tmp_path / "labels", teacher, more, own, max_bad=0.2).usable.any()
 
 
 def test_the_share_of_unreadable_pictures_is_that_of_all_where_labelling_goes_on(

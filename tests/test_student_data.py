@@ -166,6 +166,9 @@ def test_what_a_source_holds_out_is_used_unless_it_is_its_own(tmp_path):
     np.savez(tmp_path / "own.npz", x_train=pictures[10:], y_train=labels[10:], **test)
     source = unlabeled.open_unlabeled(DataConfig(source=f"npz:{tmp_path}/own.npz"))
     assert source.num_examples["train"] == 30
+    # The labelled pictures' own splits do not matter here.
+    alone = DataConfig(source=f"npz:{tmp_path}/all.npz", holdout=0.0)
+    assert unlabeled.open_unlabeled(alone).num_examples["train"] == 40
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The batch that is chosen where none is given."""
 
 import dataclasses
+import subprocess
 
 import numpy as np
 import pytest
@@ -34,6 +35,36 @@ def test_small_data_gets_batches_that_leave_eight_steps(monkeypatch, pictures, p
     variant = describe(config.model)
     chosen = memory.choose_batch(config, variant, source, tf.distribute.get_strategy())
     assert chosen.batch_size == expected
+
+
+def test_only_the_gpus_that_are_seen_are_asked(monkeypatch):
+    def nvidia_smi(command, **_):
+        (chosen,) = [part for part in command if part.startswith("--id=")] or [None]
+        free = {"--id=1": "40000", None: "12\n40000"}[chosen]
+        return subprocess.CompletedProcess(command, 0, stdout=free)
+
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu"])
+    monkeypatch.setattr(memory.subprocess, "run", nvidia_smi)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert memory.free_memory() == 40_000 << 20
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert memory.free_memory() == 12 << 20
+
+
+def test_the_limits_of_control_groups_hold(monkeypatch, tmp_path):
+    """A job within a slice, each with a limit; files in memory can be given back."""
+    job = tmp_path / "groups" / "slice" / "job"
+    job.mkdir(parents=True)
+    (tmp_path / "own").write_text("4:memory:/other\n0::/slice/job\n")
+    for folder, most, used, cached in ((job, "max", 0, 0), (job.parent, 9000, 6000, 500)):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    assert memory.free_memory() == 3500
+    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "none")
+    assert memory.free_memory() > 1 << 20
 
 
 def test_what_is_kept_when_blocks_are_computed_again():

@@ -12,13 +12,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnet_tf import predict, writing
+from efficientnet_tf import predict, stages, writing
 from efficientnet_tf.config import from_json, override
 from efficientnet_tf.config.model import describe
 from efficientnet_tf.data import arrays, images, pipeline, sources
 from efficientnet_tf.preprocessing import rescaling
 from efficientnet_tf.recipes import RECIPES
-from efficientnet_tf.train import loop, network, run, workdir
+from efficientnet_tf.train import feed, loop, network, run, workdir
 from efficientnet_tf.train import optimizer as optimizer_lib
 
 TINY = override(
@@ -106,6 +106,48 @@ def test_a_folder_with_another_run_is_not_overwritten_unasked(finished, tmp_path
         shutil.copy(workdir / name, tmp_path)
     with pytest.raises(FileExistsError, match=r"without checkpoints to go on from.*--overwrite"):
         run.train(TINY, tmp_path)
+
+
+def test_evaluation_takes_the_parts_that_training_takes(tmp_path, monkeypatch):
+    sizes, evaluate = [], run.evaluate
+
+    def evaluated(model, source, split, rule, batch_size, **kwargs):
+        sizes.append(batch_size)
+        return evaluate(model, source, split, rule, batch_size, **kwargs)
+
+    monkeypatch.setattr(run, "evaluate", evaluated)
+    config = override(TINY, "data.batch_size=64", "train.accumulate=4", "train.epochs=1")
+    result = run.train(config, tmp_path)
+    assert sizes == [16]
+    rule = result.rule
+    strategy, source = tf.distribute.get_strategy(), result.source
+    batches = feed.evaluation_batches(config, source, "validation", strategy, rule)
+    assert {images.shape[0] for images, *_ in batches} == {16}
+
+
+@pytest.mark.parametrize(
+    ("settings", "fewest"), [(("data.mixup=0.2", "data.cutmix=0.2"), 4), (("data.mixup=0.2",), 2)]
+)
+def test_pictures_that_could_not_be_mixed_are_an_error(settings, fewest, tmp_path):
+    config = override(TINY, *settings, f"data.batch_size={fewest - 1}", "train.epochs=1")
+    with pytest.raises(ValueError, match=rf"at least {fewest} here\. Received: data\.batch_size"):
+        run.train(config, tmp_path)
+
+
+def test_a_stage_without_cutmix_has_no_use_for_its_released_error():
+    config = override(
+        TINY,
+        "data.cutmix=0.5",
+        "data.bug_compat=true",
+        "progressive.stages=2",
+        "progressive.image_size=16",
+        "progressive.cutmix=0",
+    )
+    first, last = stages.expand(config, 2)
+    assert (first.cutmix, last.cutmix) == (0, 0.5)
+    source, strategy = sources.open_source(config.data), tf.distribute.get_strategy()
+    for stage in (first, last):
+        next(iter(feed.training_batches(config, source, strategy, stage)))
 
 
 def test_a_folder_that_only_looks_like_a_run_is_left_alone(tmp_path):

@@ -131,7 +131,7 @@ def training(
 
     batches = batches.map(finish, num_parallel_calls)
     if ":" in config.augment:
-        layer = plugged.layer(config, seed + start)
+        layer = plugged.layer(config, seed + start + shard.index)
         batches = batches.map(lambda number, *batch: (number, *layer(*batch)))
     return _with_options(batches.map(mixed, num_parallel_calls).prefetch(tf.data.AUTOTUNE))
 

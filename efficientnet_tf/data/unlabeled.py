@@ -46,7 +46,7 @@ def open_unlabeled(config: DataConfig) -> Source:
     try:
         return open_source(dataclasses.replace(config, holdout=0.0))
     except ValueError:  # it has no test split of its own, or cannot be opened at all
-        return _merged(open_source(config))
+        return _merged(open_source(dataclasses.replace(config, holdout=DataConfig.holdout)))
 
 
 def _merged(source: Source) -> Source:

@@ -6,7 +6,7 @@ Layer names are those of `keras.applications`, so that weights can be addressed 
 import keras
 from keras import layers
 
-from efficientnet_tf.models.layers import Activation, BatchNormalization, Conv2D
+from efficientnet_tf.models.layers import Activation, BatchNormalization, Conv2D, Dropout
 
 
 def conv_initializer() -> keras.initializers.Initializer:
@@ -105,7 +105,7 @@ def stochastic_depth(inputs, branch, rate: float, name: str):
         A tensor of the shape of `inputs`.
     """
     if rate:
-        branch = layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(branch)
+        branch = Dropout(rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(branch)
     # Identity first: Keras walks first inputs recursively, and a deep chain of branches would
     # exceed Python's recursion limit.
     return layers.Add(name=f"{name}_add")([inputs, branch])

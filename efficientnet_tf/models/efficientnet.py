@@ -12,7 +12,7 @@ from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.arch import Block, Network, Variant, resolve
 from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.models import blocks
-from efficientnet_tf.models.layers import Rescaling
+from efficientnet_tf.models.layers import Dropout, Rescaling
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.weights import load, registry
 
@@ -283,7 +283,7 @@ def _head(x, network: Network, include_top, pooling, classes, activation):
         x = layers.GlobalMaxPooling2D(name="max_pool")(x)
     if include_top:
         if variant.dropout_rate:
-            x = layers.Dropout(variant.dropout_rate, name="top_dropout")(x)
+            x = Dropout(variant.dropout_rate, name="top_dropout")(x)
         x = layers.Dense(
             classes,
             activation=activation,

@@ -198,7 +198,36 @@ class Rescaling(keras.layers.Rescaling):
         return ops.reshape(x * scale + offset, (-1, height, width, channels))
 
 
-_LAYERS = (Activation, BatchNormalization, Conv2D, Rescaling)
+class Dropout(keras.layers.Dropout):
+    """`keras.layers.Dropout` with the rate that was asked for in half precision too.
+
+    Keras draws the mask in the dtype of the inputs. A bfloat16 number in [0, 1) is one of 128, so
+    that a rate of 1e-6 drops 1/128, and 1 / (1 - rate) is rounded to 8 bits.
+    """
+
+    def call(self, inputs, training=False):
+        """Drops values; see `keras.layers.Dropout`.
+
+        Args:
+            inputs: float, of any shape.
+            training: whether to drop any.
+
+        Returns:
+            A tensor of the shape and dtype of `inputs`.
+        """
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if not training or not self.rate or dtype not in ("bfloat16", "float16"):
+            return super().call(inputs, training=training)
+        shape = ops.shape(inputs)
+        if self.noise_shape is not None:
+            pairs = zip(self.noise_shape, shape, strict=True)
+            shape = tuple(size if fixed is None else fixed for fixed, size in pairs)
+        drawn = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+        mask = ops.cast(drawn >= self.rate, "float32") / (1.0 - self.rate)
+        return ops.cast(ops.cast(inputs, "float32") * mask, dtype)
+
+
+_LAYERS = (Activation, BatchNormalization, Conv2D, Dropout, Rescaling)
 for _layer in _LAYERS:
     # Keras writes a layer's module and class name into files and looks them up when it reads them.
     _layer.__module__ = "keras.layers"

@@ -152,7 +152,8 @@ def _evaluator(
     batches = feed.evaluation_batches(
         run.config, run.source, "validation", run.strategy, rule, run.bad["validation"]
     )
-    steps = pipeline.evaluation_steps(run.source, "validation", run.config.batch_size)
+    parts = run.config.batch_size // run.config.train.accumulate
+    steps = pipeline.evaluation_steps(run.source, "validation", parts)
     return lambda: evaluate(iter(batches), steps)
 
 
@@ -194,22 +195,27 @@ def _train_epoch(
     }
 
 
+def _names(run: Run, step: int) -> list[str]:
+    """Names of a step's pictures."""
+    first, size = step * run.config.batch_size, run.config.batch_size
+    records = run.lessons.records("train", run.config.train.seed, first).take(size)
+    return [
+        str(name.numpy(), "utf-8", "backslashreplace") for name in records.map(run.lessons.describe)
+    ]
+
+
 def _check_finite(run: Run, epoch: int, done: int, count: int) -> None:
     """Raises, with all that is known, where one of the last `count` steps went wrong."""
     broken = run.trainee.broken_steps(run.strategy.num_replicas_in_sync)
     if not broken:
         return
     step = (epoch - 1) * run.steps_per_epoch + done + max(count - broken, 0)  # from 0
-    first, size = step * run.config.batch_size, run.config.batch_size
-    records = run.lessons.records("train", run.config.train.seed, first).take(size)
-    names = [
-        str(name.numpy(), "utf-8", "backslashreplace") for name in records.map(run.lessons.describe)
-    ]
+    had = "" if run.config.data.service else f" The batch had {first_few(_names(run, step))}."
     rate = float(_schedule(run)(step))
     narrow = run.config.train.precision == "mixed_float16"
     raise FloatingPointError(
         f"The loss or its gradient is not finite in step {step + 1} (epoch {epoch}), at the"
-        f" learning rate {rate:.4g}. The batch had {first_few(names)}. Lower train.learning_rate,"
+        f" learning rate {rate:.4g}.{had} Lower train.learning_rate,"
         " lengthen train.warmup_epochs or set train.clip_norm"
         f"{', or train.precision=float32, as float16 ends at 65504' if narrow else ''}."
         " The checkpoint before it is kept,"

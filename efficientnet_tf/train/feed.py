@@ -36,6 +36,7 @@ def training_batches(
         cutmix=stage.cutmix,
         magnitude=config.data.magnitude if stage.magnitude is None else stage.magnitude,
         shift=round(config.data.shift * stage.image_size / config.train_size),
+        bug_compat=config.data.bug_compat and (stage.cutmix > 0 or _is_ours(config.data.augment)),
     )
     return strategy.distribute_datasets_from_function(
         lambda context: pipeline.training(
@@ -59,18 +60,26 @@ def evaluation_batches(
     rule: Preprocessing,
     bad: BadRecords | None = None,
 ):
-    """Distributed batches with every picture of a split once; see `pipeline.evaluation`."""
+    """Distributed batches with every picture of a split once; see `pipeline.evaluation`.
+
+    They are as large as the parts that training takes at a time (`train.accumulate`).
+    """
+    batch_size = config.batch_size // config.train.accumulate
     return strategy.distribute_datasets_from_function(
         lambda context: pipeline.evaluation(
             source,
             split,
             rule,
-            config.batch_size // strategy.num_replicas_in_sync,
-            fill_to=config.batch_size,
+            batch_size // strategy.num_replicas_in_sync,
+            fill_to=batch_size,
             shard=_shard(context),
             found=bad,
         )
     )
+
+
+def _is_ours(augment: str) -> bool:
+    return augment in ("autoaugment", "randaugment")
 
 
 def _shard(context: tf.distribute.InputContext) -> pipeline.Shard:

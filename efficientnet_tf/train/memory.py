@@ -1,7 +1,10 @@
 """How many pictures per step fit into memory."""
 
+import contextlib
 import dataclasses
 import itertools
+import math
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ _FIXED = 512 << 20  # graphs and workspaces; 400 to 450 MiB were measured on pro
 _SHARE = 0.5  # of the free memory: pictures on their way and the system need some too
 _LARGEST = 64  # per replica; larger batches need other learning rates than small data sets like
 _FEWEST_STEPS = 8  # per epoch
+_OWN_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def choose_batch(
@@ -101,12 +105,34 @@ def free_memory() -> int:
     try:
         if tf.config.get_visible_devices("GPU"):
             command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+            if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+                command.append(f"--id={visible}")
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             return min(int(line) for line in output.split()) << 20
         if not tf.config.list_logical_devices("TPU"):
             lines = Path("/proc/meminfo").read_text().splitlines()
             (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-            return int(kib) << 10
+            return int(min(int(kib) << 10, _left_in_groups()))
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise ValueError(f"The free memory is unknown ({error}). Set data.batch_size.") from None
     raise ValueError("The free memory of TPUs is unknown. Set data.batch_size.")
+
+
+def _left_in_groups() -> float:
+    """Bytes that the control groups (version 2) may still take: of a container, of a job."""
+    left = math.inf
+    try:
+        lines = _OWN_GROUP.read_text().splitlines()
+    except OSError:
+        return left
+    (own, *_) = [line[4:] for line in lines if line.startswith("0::/")] or [""]
+    for group in (_GROUPS / own, *(_GROUPS / own).parents):
+        with contextlib.suppress(OSError):  # the root has no limit, and those outside are not seen
+            most = (group / "memory.max").read_text().strip()
+            stat = (group / "memory.stat").read_text().splitlines()
+            cached = {key: int(value) for key, value in (line.split() for line in stat)}
+            used = int((group / "memory.current").read_text()) - cached.get("inactive_file", 0)
+            left = left if most == "max" else min(left, int(most) - used)
+        if group == _GROUPS:
+            break
+    return left

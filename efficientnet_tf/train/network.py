@@ -8,6 +8,7 @@ import keras
 from efficientnet_tf import preprocessing as preprocessing_lib
 from efficientnet_tf.arch import Variant, resolve
 from efficientnet_tf.config import Config, ModelConfig
+from efficientnet_tf.models import layers
 from efficientnet_tf.models.blocks import dense_initializer
 from efficientnet_tf.models.efficientnet import build
 from efficientnet_tf.preprocessing import Preprocessing
@@ -51,7 +52,7 @@ def trained(config: ModelConfig, variant: Variant, classes: int, stages: tuple[S
     )
     x = trunk.output
     if variant.dropout_rate:
-        x = keras.layers.Dropout(variant.dropout_rate, name="top_dropout")(x)
+        x = layers.Dropout(variant.dropout_rate, name="top_dropout")(x)
     x = keras.layers.Dense(
         classes,
         kernel_initializer=dense_initializer(),

@@ -12,7 +12,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -201,7 +201,7 @@ def _complete(
     writing.sweep(folder)
     held_out = _read(folder / HELD_OUT)
     if held_out is None:
-        held_out = {"hashes": _held_out(teacher, labelled, between)}
+        held_out = {"hashes": _held_out(teacher, labelled, max_bad, between)}
         _write(folder / HELD_OUT, held_out)
     count = unlabelled.num_examples["train"]
     starts = range(0, count, PART)
@@ -253,7 +253,7 @@ def _labelled(
     batches: list[tuple[np.ndarray, ...]] = []
     done = 0
     prepared = pipeline.evaluation(rest, "train", teacher.rule, _BATCH, found=found)
-    for images, _, weights in _readable(prepared, found):
+    for images, _, weights in _readable(prepared, found, "Unlabelled pictures"):
         size = min(_BATCH, count - done)
         readable = weights.numpy()[:size] > 0
         probabilities = _probabilities(teacher, images.numpy())[:size]
@@ -272,13 +272,14 @@ def _labelled(
         logging.warning("Unlabelled pictures that are left out: %s", first_few(found.names))
 
 
-def _readable(batches: tf.data.Dataset, found: BadRecords) -> Iterator[tuple[tf.Tensor, ...]]:
+def _readable(batches: Iterable, found: BadRecords, what: str) -> Iterator:
+    """The batches; raises the reason to stop, not what TensorFlow makes of it."""
     try:
         yield from batches
     except tf.errors.OpError:
         if found.error is None:
             raise
-        raise ValueError(f"Unlabelled pictures: {found.error}") from None
+        raise ValueError(f"{what}: {found.error}") from None
 
 
 def _probabilities(teacher: Teacher, images: np.ndarray) -> np.ndarray:
@@ -287,11 +288,15 @@ def _probabilities(teacher: Teacher, images: np.ndarray) -> np.ndarray:
     return tf.nn.softmax(logits).numpy()
 
 
-def _held_out(teacher: Teacher, source: Source, between: Callable[[], None]) -> np.ndarray:
+def _held_out(
+    teacher: Teacher, source: Source, max_bad: float, between: Callable[[], None]
+) -> np.ndarray:
     """Hashes of the validation and test pictures."""
     hashes = []
     for split in ("validation", "test"):
-        for images, _ in pipeline.pictures(source, split, teacher.rule, _BATCH):
+        found = BadRecords(max_bad)
+        batches = pipeline.pictures(source, split, teacher.rule, _BATCH, found=found)
+        for images, _ in _readable(batches, found, f"The {split} split"):
             hashes.append(_hashes(images))
             between()
     return np.unique(np.concatenate(hashes))

@@ -237,7 +237,8 @@ def _train(
         source,
         "test",
         rule,
-        config.batch_size,
+        # On the chief's first device alone, what it took at a time in training.
+        config.batch_size // (run.strategy.num_replicas_in_sync * config.train.accumulate),
         worst=_WORST,
         max_bad=config.data.max_bad,
     )

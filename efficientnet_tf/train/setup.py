@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -126,6 +126,7 @@ def prepare(
         config = config_lib.from_json(workers.exchange(strategy, config_lib.to_json(config))[0])
     steps_per_epoch, epochs = length(config, lessons.num_examples["train"])
     stages = stages_lib.expand(config, epochs)
+    _check_mixing(config, stages, strategy.num_replicas_in_sync)
     return Run(
         config=config,
         variant=variant,
@@ -154,6 +155,17 @@ def _check_batch(config: Config, replicas: int) -> None:
             "data.batch_size must be a multiple of the number of replicas times train.accumulate,"
             f" {replicas} * {config.train.accumulate}."
             f" Received: data.batch_size={config.batch_size}"
+        )
+
+
+def _check_mixing(config: Config, stages: Sequence[Stage], replicas: int) -> None:
+    """Each replica mixes its own pictures: there must be two at least for each of the ways."""
+    share = config.batch_size // replicas
+    fewest = max(2 * ((stage.mixup > 0) + (stage.cutmix > 0)) for stage in stages)
+    if share < fewest:
+        raise ValueError(
+            f"data.mixup and data.cutmix mix the pictures of a replica, at least {fewest} here."
+            f" Received: data.batch_size={config.batch_size} for {replicas} replicas"
         )
 
 
