@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from efficientnet_tf import stages
 from efficientnet_tf.config import Config, override
-from efficientnet_tf.data import pipeline, sources
+from efficientnet_tf.data import sources
 from efficientnet_tf.preprocessing import own
 from efficientnet_tf.train import feed, loop, network, workers
 from efficientnet_tf.train import optimizer as optimizer_lib
@@ -74,7 +74,7 @@ def fit(strategy: tf.distribute.Strategy, norm: bool) -> dict:
     trained = trainee.scores()
     rule = own(32, [1, 1, 1], [0, 0, 0])
     test = iter(feed.evaluation_batches(CONFIG, source, "test", strategy, rule))
-    count = pipeline.evaluation_steps(source, "test", BATCH)
+    count = feed.evaluation_steps(CONFIG, source, "test")
     weights = model.get_weights()  # before the statistics are averaged
     scores = loop.evaluator(strategy, trainee)(test, count)
     loop.average_swapper(strategy, trainee)()

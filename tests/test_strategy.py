@@ -62,7 +62,8 @@ def fit(strategy, optimizer, bn=False):
         steps(batches, tf.constant(count))
     trained = trainee.scores()
     test = iter(feed.evaluation_batches(settings, source, "test", strategy, rule))
-    scores = loop.evaluator(strategy, trainee)(test, pipeline.evaluation_steps(source, "test", 16))
+    count = feed.evaluation_steps(settings, source, "test")
+    scores = loop.evaluator(strategy, trainee)(test, count)
     weights = model.get_weights()
     loop.average_swapper(strategy, trainee)()
     return weights + model.get_weights(), trained, scores, model, trainee

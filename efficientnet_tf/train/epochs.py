@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config import TrainConfig
-from efficientnet_tf.data import pipeline
 from efficientnet_tf.data.records import first_few
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.train import feed, loop, network, report, workdir
@@ -152,8 +151,7 @@ def _evaluator(
     batches = feed.evaluation_batches(
         run.config, run.source, "validation", run.strategy, rule, run.bad["validation"]
     )
-    parts = run.config.batch_size // run.config.train.accumulate
-    steps = pipeline.evaluation_steps(run.source, "validation", parts)
+    steps = feed.evaluation_steps(run.config, run.source, "validation")
     return lambda: evaluate(iter(batches), steps)
 
 

@@ -64,7 +64,7 @@ def evaluation_batches(
 
     They are as large as the parts that training takes at a time (`train.accumulate`).
     """
-    batch_size = config.batch_size // config.train.accumulate
+    batch_size = _evaluated(config)
     return strategy.distribute_datasets_from_function(
         lambda context: pipeline.evaluation(
             source,
@@ -76,6 +76,15 @@ def evaluation_batches(
             found=bad,
         )
     )
+
+
+def evaluation_steps(config: Config, source: Source, split: str) -> int:
+    """Batches of `evaluation_batches`."""
+    return pipeline.evaluation_steps(source, split, _evaluated(config))
+
+
+def _evaluated(config: Config) -> int:
+    return config.batch_size // config.train.accumulate
 
 
 def _is_ours(augment: str) -> bool:
