@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import keras
@@ -87,7 +87,7 @@ def evaluate(
     found = bad.BadRecords(max_bad)
     batches = pipeline.evaluation(source, split, rule, batch_size, found=found)
     position = 0
-    for images, targets, weights in _readable(batches):
+    for images, targets, weights in bad.readable(batches):
         images, targets, weights = images.numpy(), targets.numpy(), weights.numpy()
         real = weights > 0
         probabilities = _probabilities(predict(images)[real], output, collected.independent)
@@ -272,17 +272,6 @@ class _Collected:
             ),
             unreadable=unreadable,
         )
-
-
-def _readable(batches: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, ...]]:
-    """The batches; raises the ValueError of `bad.BadRecords`, not what TensorFlow makes of it."""
-    try:
-        yield from batches
-    except tf.errors.OpError as error:
-        _, stopped, reason = error.message.partition("ValueError: ")
-        if not stopped:
-            raise
-        raise ValueError(reason.splitlines()[0]) from None
 
 
 def _describe(source: Source, split: str, positions: set[int]) -> dict[int, str]:

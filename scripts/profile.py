@@ -130,16 +130,8 @@ def _tables(networks):
             table = profile.block_table(network, _RESOLUTION.value)
             yield f"{network.name}\n\n{table}"
     for_people = _FORMAT.value == "table"
-    if _MEASURE.value and not for_people:
-        pass  # one table of one kind, to be parsed
-    elif _COMPARE.value:
-        yield _text(profile.compare(networks))
-    else:
-        rows = (
-            profile.rows(network, _RESOLUTION.value, by=_BY.value, batch_size=batch)
-            for network in networks
-        )
-        yield _text([row for found in rows for row in found])
+    if for_people or not _MEASURE.value:  # else one table, to be parsed
+        yield _text(_counted(networks, batch))
     if _MEASURE.value:
         from efficientnet_tf import measure  # with Keras, which counting does not need
 
@@ -152,6 +144,16 @@ def _tables(networks):
         if for_people:
             yield _machine(found[0])
         yield _text([measured.row() for measured in found])
+
+
+def _counted(networks, batch: int) -> list:
+    if _COMPARE.value:
+        return profile.compare(networks)
+    rows = (
+        profile.rows(network, _RESOLUTION.value, by=_BY.value, batch_size=batch)
+        for network in networks
+    )
+    return [row for found in rows for row in found]
 
 
 def _papers(names: "Sequence[str]"):

@@ -152,3 +152,27 @@ def assert_same(folder, other):
     different = [key for key in arrays if not np.array_equal(arrays[key], others[key])]
     assert not different
     assert history == other_history
+
+
+def end_after(patch, target, name: str, count: int) -> list[tuple]:
+    """Lets a function be called `count` times, and then ends what calls it.
+
+    Args:
+        patch: a `MonkeyPatch`.
+        target: module of the function.
+        name: of the function.
+        count: calls.
+
+    Returns:
+        The arguments of the calls, as they come.
+    """
+    function, calls = getattr(target, name), []
+
+    def ended(*args):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return function(*args)
+
+    patch.setattr(target, name, ended)
+    return calls

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from exporting import NAMES, ORIGIN, RULE, classifier, hashes, network, pictures, prepared
+from resuming import end_after
 
 from efficientnet_tf import classifier as classifier_lib
 from efficientnet_tf import paths, writing
@@ -161,14 +162,6 @@ def test_the_next_version_is_free_and_a_given_one_must_be(exported, model):
 def test_an_export_that_is_killed_while_it_is_put_in_place_can_be_repeated(
     moved, model, tmp_path, monkeypatch
 ):
-    put, names = writing.put, []
-
-    def killed(finished, to):
-        if len(names) == moved:
-            raise KeyboardInterrupt
-        names.append(to.name)
-        put(finished, to)
-
     def export():
         formats, options = ("saved_model", "tflite"), Options(version=5)
         artifacts.export(
@@ -176,10 +169,11 @@ def test_an_export_that_is_killed_while_it_is_put_in_place_can_be_repeated(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "put", killed)
+        calls = end_after(patch, writing, "put", moved)
         with pytest.raises(KeyboardInterrupt):
             export()
     export()
+    names = [to.name for _, to in calls]
     assert names == ["model.tflite", "model.tflite.manifest.json", "report.json"][:moved]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model.tflite",

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from resuming import CONFIG, assert_same, end, finish, start
+from resuming import CONFIG, assert_same, end, end_after, finish, start
 
 from efficientnet_tf.config import override
 from efficientnet_tf.data import arrays
@@ -63,19 +63,13 @@ def test_a_run_that_is_asked_to_stop_goes_on(whole, tmp_path, monkeypatch, targe
 def test_a_run_that_ends_while_its_folder_is_claimed_can_begin_again(
     written, tmp_path, monkeypatch
 ):
-    write, names = workdir.write_text, []
-
-    def killed(path, text):
-        if len(names) == written:
-            raise KeyboardInterrupt
-        names.append(path.name)
-        write(path, text)
-
     with monkeypatch.context() as patch:
-        patch.setattr(workdir, "write_text", killed)
+        calls = end_after(patch, workdir, "write_text", written)
         with pytest.raises(KeyboardInterrupt):
             run.train(CONFIG, tmp_path)
-    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    assert sorted(path.name for path, _ in calls) == sorted(
+        path.name for path in tmp_path.iterdir()
+    )
     assert workdir.begun(tmp_path, CONFIG, overwrite=False) is None
 
 

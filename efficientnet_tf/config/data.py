@@ -89,6 +89,11 @@ class DataConfig:
     cutmix: float = 0.0
     service: str | None = None
 
+    @property
+    def has_own_augment(self) -> bool:
+        """Whether the papers' operations are applied, not a layer's, or none."""
+        return self.augment in ("autoaugment", "randaugment")
+
     def __post_init__(self) -> None:
         if self.source != GIVEN:
             check_source("data.source", self.source)
@@ -111,7 +116,7 @@ class DataConfig:
         checks.only_with("data", self, randaugment, ("magnitude",), "data.augment=randaugment")
         randaugment = self.augment == "randaugment"
         checks.only_with("data", self, randaugment, ("num_layers",), "data.augment=randaugment")
-        own = self.augment in ("autoaugment", "randaugment")
+        own = self.has_own_augment
         when = "data.augment=autoaugment or randaugment"
         checks.only_with("data", self, own, ("augment_pixels",), when)
         used = own or self.cutmix > 0

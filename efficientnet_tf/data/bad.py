@@ -5,7 +5,7 @@ that were not checked beforehand, that is found out while it is read. Of a JPEG 
 the crop is decoded, so one that is cut off is bad where the crop reaches into what is missing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -164,6 +164,22 @@ def report(
 
     zero = tf.constant(0, tf.int64)
     return batches.scan((zero, zero), count)
+
+
+def readable(batches: Iterable, prefix: str = "") -> Iterator:
+    """The batches; raises the ValueError of what reads them, not what TensorFlow makes of it.
+
+    Args:
+        batches: data set, or what reads one.
+        prefix: goes before the reason.
+    """
+    try:
+        yield from batches
+    except tf.errors.OpError as error:
+        _, stopped, reason = error.message.partition("ValueError: ")
+        if not stopped:
+            raise
+        raise ValueError(prefix + reason.splitlines()[0]) from None
 
 
 def replace(problems: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -244,7 +244,7 @@ def distort(image: tf.Tensor, config: DataConfig, seed: int, position: tf.Tensor
         (size, size, 3) in [0, 255]: uint8 where the module's docstring says so, or else float32.
     """
     image = tf.clip_by_value(image, 0.0, 255.0) if "bicubic" in config.resize else image
-    own = config.augment in ("autoaugment", "randaugment")
+    own = config.has_own_augment
     if own or config.service is not None:
         image = tf.cast(image + 0.5, tf.uint8)  # rounds; moving pixels afterwards is cheaper
     if config.shift:

@@ -36,7 +36,7 @@ def training_batches(
         cutmix=stage.cutmix,
         magnitude=config.data.magnitude if stage.magnitude is None else stage.magnitude,
         shift=round(config.data.shift * stage.image_size / config.train_size),
-        bug_compat=config.data.bug_compat and (stage.cutmix > 0 or _is_ours(config.data.augment)),
+        bug_compat=config.data.bug_compat and (stage.cutmix > 0 or config.data.has_own_augment),
     )
     return strategy.distribute_datasets_from_function(
         lambda context: pipeline.training(
@@ -85,10 +85,6 @@ def evaluation_steps(config: Config, source: Source, split: str) -> int:
 
 def _evaluated(config: Config) -> int:
     return config.batch_size // config.train.accumulate
-
-
-def _is_ours(augment: str) -> bool:
-    return augment in ("autoaugment", "randaugment")
 
 
 def _shard(context: tf.distribute.InputContext) -> pipeline.Shard:

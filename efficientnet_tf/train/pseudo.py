@@ -12,7 +12,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from efficientnet_tf import writing
 from efficientnet_tf.arch import complexity
 from efficientnet_tf.config import Config
 from efficientnet_tf.config.model import describe
-from efficientnet_tf.data import pipeline
+from efficientnet_tf.data import bad, pipeline
 from efficientnet_tf.data import unlabeled as unlabeled_lib
 from efficientnet_tf.data.bad import BadRecords
 from efficientnet_tf.data.fingerprint import fingerprint
@@ -253,7 +253,7 @@ def _labelled(
     batches: list[tuple[np.ndarray, ...]] = []
     done = 0
     prepared = pipeline.evaluation(rest, "train", teacher.rule, _BATCH, found=found)
-    for images, _, weights in _readable(prepared, found, "Unlabelled pictures"):
+    for images, _, weights in bad.readable(prepared, "Unlabelled pictures: "):
         size = min(_BATCH, count - done)
         readable = weights.numpy()[:size] > 0
         probabilities = _probabilities(teacher, images.numpy())[:size]
@@ -272,16 +272,6 @@ def _labelled(
         logging.warning("Unlabelled pictures that are left out: %s", first_few(found.names))
 
 
-def _readable(batches: Iterable, found: BadRecords, what: str) -> Iterator:
-    """The batches; raises the reason to stop, not what TensorFlow makes of it."""
-    try:
-        yield from batches
-    except tf.errors.OpError:
-        if found.error is None:
-            raise
-        raise ValueError(f"{what}: {found.error}") from None
-
-
 def _probabilities(teacher: Teacher, images: np.ndarray) -> np.ndarray:
     """float32 (batch, classes), in the order of the labelled pictures' classes."""
     logits = teacher.logits(compiled(teacher.model)(images))
@@ -296,7 +286,7 @@ def _held_out(
     for split in ("validation", "test"):
         found = BadRecords(max_bad)
         batches = pipeline.pictures(source, split, teacher.rule, _BATCH, found=found)
-        for images, _ in _readable(batches, found, f"The {split} split"):
+        for images, _ in bad.readable(batches, f"The {split} split: "):
             hashes.append(_hashes(images))
             between()
     return np.unique(np.concatenate(hashes))
