@@ -169,7 +169,8 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _copy(index: int, lines, output: TextIO) -> None:
     for line in lines:
-        output.write(f"[{index}] {line.decode('utf-8', 'replace')}")
+        text = line.decode("utf-8", "replace").removesuffix("\n")  # the last may not have one
+        output.write(f"[{index}] {text}\n")
         output.flush()
     lines.close()
 

@@ -76,6 +76,11 @@ def test_workers_know_each_other_and_their_lines_are_told_apart(run):
     ]
 
 
+def test_a_last_line_without_an_end_stays_a_line_of_its_own(run):
+    _, output = run("started(); both(); print(index, end='')")
+    assert sorted(output.splitlines()) == ["[0] 0", "[1] 1"]
+
+
 @pytest.mark.parametrize("code", [1, 75])
 def test_all_start_again_when_one_fails(run, tmp_path, code):
     program = f"""
@@ -95,18 +100,21 @@ print("well")
 
 def test_those_that_do_not_end_on_their_own_are_killed(run):
     program = """
-started(); both()
 if index:
+    started(); both()
     os.kill(os.getpid(), signal.SIGKILL)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print(os.fork(), flush=True)  # a child must not stay behind either
+child = os.fork()  # it must not stay behind either
+if child:
+    print(child, flush=True)
+    started()
 time.sleep(1000)
 """
     code, output = run(program, grace=0.5)
     assert code == 128 + signal.SIGKILL
     assert "[launch] worker 1 ended with exit code 137" in output
     assert "[launch] worker 0 is killed" in output
-    child = max(int(line[4:]) for line in output.splitlines() if line.startswith("[0] "))
+    (child,) = [int(line[4:]) for line in output.splitlines() if line.startswith("[0] ")]
     deadline = time.monotonic() + 10
     while os.path.exists(f"/proc/{child}") and "zombie" not in _status(child):
         assert time.monotonic() < deadline
