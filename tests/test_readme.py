@@ -16,6 +16,7 @@ import efficientnet_tf as et
 from efficientnet_tf import config as config_lib
 from efficientnet_tf import recipes, stages
 from efficientnet_tf.arch import files
+from efficientnet_tf.config.model import describe
 from efficientnet_tf.weights import load, registry
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
@@ -111,7 +112,8 @@ def test_shell_commands_name_scripts_and_flags_that_exist():
 def test_training_commands_are_valid_configurations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/nas").mkdir(parents=True)
-    files.write(et.VARIANTS["efficientnet-b0"], "runs/nas/best.json")  # what a search leaves
+    found, searched = et.VARIANTS["efficientnet-b0"], []
+    files.write(found, "runs/nas/best.json")  # what a search leaves
     flags = {
         "--data": "data.source",
         "--data_dir": "data.data_dir",
@@ -127,7 +129,11 @@ def test_training_commands_are_valid_configurations(tmp_path, monkeypatch):
         given = [word.partition("=")[::2] for word in words[2:]]
         settings = [f"{flags[flag]}={value}" for flag, value in given if flag in flags]
         settings += [value for flag, value in given if flag == "--set"]
-        config_lib.override(recipes.get(dict(given).get("--recipe", "digits")), *settings)
+        config = config_lib.override(recipes.get(dict(given).get("--recipe", "digits")), *settings)
+        if "model.variant=runs/nas/best.json" in settings:
+            assert describe(config.model).blocks == found.blocks
+            searched.append(words)
+    assert searched
 
 
 def test_settings_of_the_text_are_valid():

@@ -8,6 +8,8 @@ from efficientnet_tf.arch.scaling import find
 from efficientnet_tf.config import checks
 from efficientnet_tf.preprocessing import NORMALIZATIONS
 
+SHAPE = ("width", "depth", "blocks", "stem_filters", "head_filters")  # in place of a variant's
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -15,7 +17,8 @@ class ModelConfig:
 
     Attributes:
         variant: a name in `arch.VARIANTS`; or a network of your own: a `Variant`, or the path of a
-            file of one (`arch.files`), which is read at once.
+            file of one (`arch.files`), which is read at once. Where it is changed by `override`,
+            the settings of `SHAPE` fall back to the new variant's own, if they are not set with it.
         width: multiplier of filters instead of the variant's.
         depth: multiplier of repeats instead of the variant's.
         blocks: stages in the official notation ("r2_k3_s22_e6_i16_o24_se0.25") instead of the

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from efficientnet_tf.arch import Variant, files
+from efficientnet_tf.config.model import SHAPE, ModelConfig
 from efficientnet_tf.config.run import Config
 
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
@@ -25,7 +26,8 @@ def override(config: Config, *settings: str) -> Config:
 
     Args:
         config: to start from.
-        *settings: "section.name=value". Tuples are separated by commas, None is "none".
+        *settings: "section.name=value". Tuples are separated by commas, None is "none". Another
+            model.variant takes the place of the whole network, also of the recipe's model.blocks.
 
     Returns:
         The changed configuration.
@@ -40,6 +42,9 @@ def override(config: Config, *settings: str) -> Config:
             raise ValueError(f"A setting is written section.name=value. Received: {setting!r}")
         section, field = _find(path)
         changes.setdefault(section, {})[field] = _parse(path, _field_type(section, field), text)
+    if "variant" in changes.get("model", {}):  # what was changed was another one
+        own = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+        changes["model"] = {name: own[name] for name in SHAPE} | changes["model"]
     return _replace(config, changes)
 
 
