@@ -25,7 +25,7 @@ from efficientnet_tf.export import artifacts, pictures, verify
 from efficientnet_tf.labels import Label
 from efficientnet_tf.train import run, workdir, workers
 from efficientnet_tf.train import strategy as strategy_lib
-from efficientnet_tf.train.epochs import Interrupted
+from efficientnet_tf.train.interruption import Interrupted, at_once
 
 _RECIPE = flags.DEFINE_string("recipe", "digits", "Run to start from; see --list.")
 _LIST = flags.DEFINE_bool("list", False, "Whether to print the recipes' names and stop.")
@@ -111,7 +111,8 @@ def main(argv):
         raise app.UsageError(str(error)) from None
     folder = _WORKDIR.value or f"runs/{_RECIPE.value}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
-        _run(config, folder)
+        with at_once():  # what is trained is saved first
+            _run(config, folder)
     except Interrupted:
         without = ", without --overwrite," if _OVERWRITE.value else ""
         print(f"\nStopped and saved. The same command with --workdir={folder}{without} goes on.")

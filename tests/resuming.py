@@ -39,7 +39,7 @@ import tensorflow as tf
 from efficientnet_tf.config import override
 from efficientnet_tf.recipes import RECIPES
 from efficientnet_tf.train import run, strategy
-from efficientnet_tf.train.epochs import Interrupted
+from efficientnet_tf.train.interruption import Interrupted
 folder, name, timeout, *settings = sys.argv[1:]
 if name == "mirrored":
     cpu = tf.config.list_physical_devices("CPU")[0]

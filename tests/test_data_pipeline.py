@@ -235,7 +235,7 @@ def test_evaluation_has_every_picture_once(digits, batch_size):
     assert len(images_) == steps * batch_size
     assert weights.sum() == 359
     assert (images_[weights == 0] == 0).all()
-    expected = np.array([int(label) for _, label in digits.records("test", None)])
+    expected = np.array([int(label) for _, label, _ in digits.records("test", None)])
     np.testing.assert_array_equal(labels[weights == 1], expected)
     first = next(iter(digits.records("test", None)))[0]
     np.testing.assert_allclose(
@@ -274,10 +274,11 @@ def test_filling_that_would_lose_pictures_is_refused(digits):
 def test_a_shard_decodes_only_what_it_evaluates(digits):
     decoded = []
 
-    def decode(picture, label):
+    def decode(*record):
         note = tf.py_function(lambda: decoded.append(1), (), ())
         with tf.control_dependencies([note]):
-            return tf.identity(digits.decode(picture, label)[0]), label
+            picture, label = digits.decode(*record)
+            return tf.identity(picture), label
 
     source = dataclasses.replace(digits, decode=decode)
     counts = []

@@ -66,7 +66,7 @@ def test_digits_test_split_is_stratified_and_does_not_depend_on_the_holdout():
     second = sources.open_source(DataConfig(holdout=0.3))
 
     def labels(source):
-        return [int(label) for _, label in source.records("test", None)]
+        return [int(label) for _, label, _ in source.records("test", None)]
 
     assert labels(first) == labels(second)
     counts = np.bincount(labels(first))
@@ -230,7 +230,7 @@ def test_a_run_can_go_on_from_any_record(flat_folder, source_name):
 
     def taken(start, most):
         records = source.records("train", 3, start).take(most)
-        return [(bytes(first.numpy()), int(label)) for first, label in records]
+        return [(bytes(first.numpy()), int(label)) for first, label, *_ in records]
 
     stream = taken(0, count + 30) if source_name == "digits" else taken(0, 3 * count)
     for start in (1, count - 1, count, count + 7):

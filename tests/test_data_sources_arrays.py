@@ -160,7 +160,7 @@ def test_every_pass_of_arrays_has_all_of_them_and_the_global_seed_has_no_say():
 
     def labels(global_seed):
         tf.random.set_seed(global_seed)
-        return [int(label) for (label,) in source.records("train", 9).take(100)]
+        return [int(label) for label, _ in source.records("train", 9).take(100)]
 
     found = labels(1)
     assert found == labels(2)

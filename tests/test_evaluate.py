@@ -291,6 +291,6 @@ def test_all_splits_together_have_every_picture_once():
     images, labels = _pictures(40), np.arange(40) % 4
     source = evaluate.together(arrays.from_arrays(images, labels))
     assert source.num_examples["all"] == 40
-    seen = [image.numpy()[0, 0].tolist() for image, _ in source.records("all", None)]
+    seen = [image.numpy()[0, 0].tolist() for image, *_ in source.records("all", None)]
     assert sorted(seen) == sorted(images[:, 0, 0].tolist())
     assert len(list(source.records("test", None))) == source.num_examples["test"]

@@ -118,34 +118,52 @@ class _Stopped(Exception):
     pass
 
 
+def _before_batches(patch, call):
+    """Calls a function before each batch of pictures that is looked at."""
+    hashes = pseudo._hashes
+
+    def called(images):
+        call()
+        return hashes(images)
+
+    patch.setattr(pseudo, "_hashes", called)
+
+
 @pytest.mark.parametrize("batches", [1, 2, 4, 6])
-def test_a_stop_changes_no_byte(tmp_path, teacher, labelled, more, batches):
+def test_a_stop_changes_no_byte(tmp_path, teacher, labelled, more, batches, monkeypatch):
     pseudo.label(tmp_path / "whole", teacher, more, labelled)
     calls = []
 
     def stop():
-        calls.append(None)
         if len(calls) == batches:
             raise _Stopped
+        calls.append(None)
 
-    with pytest.raises(_Stopped):
-        pseudo.label(tmp_path / "stopped", teacher, more, labelled, between=stop)
+    with monkeypatch.context() as patch:
+        _before_batches(patch, stop)
+        with pytest.raises(_Stopped):
+            pseudo.label(tmp_path / "stopped", teacher, more, labelled)
     assert len(_files(tmp_path / "stopped")) < 6
     calls.clear()
     done = sum(name[0].isdigit() for name in _files(tmp_path / "stopped"))
-    pseudo.label(tmp_path / "stopped", teacher, more, labelled, between=lambda: calls.append(None))
+    _before_batches(monkeypatch, lambda: calls.append(None))
+    pseudo.label(tmp_path / "stopped", teacher, more, labelled)
     assert _files(tmp_path / "stopped") == _files(tmp_path / "whole")
     assert len(calls) <= 7 - 2 * done + 2  # what was done is not done again
 
 
-def test_what_is_stored_is_read_and_a_damaged_part_made_anew(tmp_path, teacher, labelled, more):
+def test_what_is_stored_is_read_and_a_damaged_part_made_anew(
+    tmp_path, teacher, labelled, more, monkeypatch
+):
     first = pseudo.label(tmp_path, teacher, more, labelled)
     before = _files(tmp_path)
 
     def never():
         raise AssertionError("the teacher was asked again")
 
-    again = pseudo.label(tmp_path, teacher, more, labelled, between=never)
+    with monkeypatch.context() as patch:
+        _before_batches(patch, never)
+        again = pseudo.label(tmp_path, teacher, more, labelled)
     np.testing.assert_array_equal(again.probabilities, first.probabilities)
     np.testing.assert_array_equal(again.usable, first.usable)
     part = tmp_path / "000000128.npz"
@@ -205,7 +223,7 @@ def test_held_out_pictures_may_be_as_bad_as_the_configuration_says(tmp_path, tea
 
 
 def test_the_share_of_unreadable_pictures_is_that_of_all_where_labelling_goes_on(
-    tmp_path, teacher, labelled, pictures
+    tmp_path, teacher, labelled, pictures, monkeypatch
 ):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -216,14 +234,17 @@ def test_the_share_of_unreadable_pictures_is_that_of_all_where_labelling_goes_on
     source = unlabeled.open_unlabeled(DataConfig(source=f"folder:{folder}"))
     pseudo.label(tmp_path / "whole", teacher, source, labelled, max_bad=0.02)
     for name, max_bad in (("whole", 0.02), ("strict", 0.015)):
-        labels = tmp_path / f"{name}-stopped"
+        labels, write = tmp_path / f"{name}-stopped", pseudo._write
 
-        def stop(labels=labels):
-            if (labels / "000000000.npz").exists():
+        def stop(path, arrays, write=write):
+            write(path, arrays)
+            if path.name == "000000000.npz":
                 raise _Stopped
 
-        with pytest.raises(_Stopped):
-            pseudo.label(labels, teacher, source, labelled, max_bad=max_bad, between=stop)
+        with monkeypatch.context() as patch:
+            patch.setattr(pseudo, "_write", stop)
+            with pytest.raises(_Stopped):
+                pseudo.label(labels, teacher, source, labelled, max_bad=max_bad)
         if name == "whole":
             pseudo.label(labels, teacher, source, labelled, max_bad=max_bad)
             assert _files(labels) == _files(tmp_path / "whole")

@@ -18,7 +18,7 @@ from efficientnet_tf.data import prepare, sources
 from efficientnet_tf.export import artifacts, pictures, place
 from efficientnet_tf.recipes import RECIPES
 from efficientnet_tf.serve import server
-from efficientnet_tf.train import epochs, report, run, workdir
+from efficientnet_tf.train import interruption, report, run, workdir
 
 STORES = ("ram", "memory")
 SETTINGS = (
@@ -114,10 +114,10 @@ def finished(request, data):
         def interrupted(*arguments):
             saved.append(save(*arguments))
             if len(saved) == 2:
-                raise epochs.Interrupted("as by SIGTERM")
+                raise interruption.Interrupted("as by SIGTERM")
 
         patched.setattr(run.checkpoint, "save", interrupted)
-        with pytest.raises(epochs.Interrupted):
+        with pytest.raises(interruption.Interrupted):
             run.train(config, folder)
     return config, folder, run.train(config, folder)
 

@@ -1,5 +1,7 @@
 """Students: taught by `scripts/train.py` from few labels, stopped, and gone on with."""
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -10,12 +12,13 @@ import time
 import keras
 import numpy as np
 import pytest
+from resuming import finish, start, start_workers
 from tiny_digits import digits, trained
 
 from efficientnet_tf.config import override
 from efficientnet_tf.data import arrays
 from efficientnet_tf.recipes import RECIPES
-from efficientnet_tf.train import epochs, run
+from efficientnet_tf.train import epochs, interruption, run
 
 NETWORK = (
     "model.blocks=r1_k3_s22_e4_i8_o16_c1,r2_k3_s22_e4_i16_o24_se0.25",
@@ -136,6 +139,37 @@ def _weights(folder):
     return keras.models.load_model(folder / "best.keras").get_weights()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", "multiworker"])
+def test_several_teach_a_student_as_one_does_and_it_teaches_the_next(folder, tmp_path, strategy):
+    """Nothing is drawn in the network: the same global batches, and statistics of all of them."""
+    settings = (
+        f"data.source=npz:{folder / 'few.npz'}",
+        f"student.unlabeled=npz:{folder / 'more.npz'}",
+        "data.batch_size=32",
+        "data.augment=none",
+        "data.mixup=0",
+        "model.dropout_rate=0",
+        "model.drop_connect_rate=0",
+        "model.sync_batch_norm=true",
+        "train.epochs=2",
+        "train.learning_rate=0.05",
+    )
+    first = f"student.teacher={folder / 'teacher.keras'}"
+    if strategy == "mirrored":
+        finish(start(tmp_path / "several", strategy, *settings, first))
+    else:
+        finish(*start_workers(tmp_path / "several", *settings, first))
+    finish(start(tmp_path / "one", "cpu", *settings, first))
+    for a, b in zip(_weights(tmp_path / "several"), _weights(tmp_path / "one"), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    second = f"student.teacher={tmp_path / 'several'}"
+    finish(start(tmp_path / "next", "cpu", *settings, second, "student.threshold=0"))
+    about = json.loads((tmp_path / "next/pseudo-labels/about.json").read_text())
+    best = (tmp_path / "several/best.keras").read_bytes()
+    assert about["teacher"] == hashlib.sha256(best).hexdigest()
+
+
 @pytest.mark.parametrize("kind", ["student", "distilled"])
 def test_stopped_students_go_on_to_the_same_bits(folder, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(folder)
@@ -164,7 +198,7 @@ def test_stopped_students_go_on_to_the_same_bits(folder, tmp_path, monkeypatch, 
         return steps(*arguments)
 
     monkeypatch.setattr(epochs, "_check_finite", stop)
-    with pytest.raises(epochs.Interrupted):
+    with pytest.raises(interruption.Interrupted):
         run.train(config, tmp_path / "stopped")
     run.train(config, tmp_path / "stopped")
     assert len(calls) == 10

@@ -201,3 +201,15 @@ def test_filling_that_gives_nan_does_not_count():
     assert np.isfinite(scores.loss)
     assert scores.count == 2
     assert trainee.scores().count == 0  # nothing was added since
+
+
+def test_a_gradient_that_is_not_finite_is_counted_though_the_loss_is():
+    """The slope of the square root at 0."""
+    images, _, labels = _pictures()
+    root = keras.layers.Dense(3, keras.ops.sqrt, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D(), root])
+    trainee = loop.Trainee(model, optimizer_lib.create(PLAIN, model.trainable_variables, 1, 1))
+    steps = loop.training_steps(ONE, trainee, len(images), PLAIN.train)
+    steps(iter(tf.data.Dataset.from_tensors((images, labels))), tf.constant(1))
+    assert trainee.mean_loss() == pytest.approx(np.log(3))
+    assert trainee.broken_steps(1) == 1

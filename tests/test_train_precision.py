@@ -10,7 +10,15 @@ import tensorflow as tf
 
 from efficientnet_tf.config import Config, override
 from efficientnet_tf.recipes import RECIPES
-from efficientnet_tf.train import average, checkpoint, epochs, loop, precision, run, workdir
+from efficientnet_tf.train import (
+    average,
+    checkpoint,
+    interruption,
+    loop,
+    precision,
+    run,
+    workdir,
+)
 from efficientnet_tf.train import optimizer as optimizer_lib
 
 ONE = tf.distribute.get_strategy()
@@ -249,7 +257,7 @@ def test_a_run_in_float16_learns_and_goes_on_with_its_scale(tmp_path, monkeypatc
 
         saved = checkpoint.save
         patch.setattr(checkpoint, "save", save)
-        with pytest.raises(epochs.Interrupted):
+        with pytest.raises(interruption.Interrupted):
             run.train(config, tmp_path / "stopped")
     run.train(config, tmp_path / "stopped")
     first, second = (

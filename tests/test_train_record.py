@@ -13,7 +13,7 @@ import pytest
 from efficientnet_tf.config import Config, override, to_json
 from efficientnet_tf.data import arrays, fingerprint, folder, sources
 from efficientnet_tf.recipes import RECIPES
-from efficientnet_tf.train import checkpoint, epochs, record, run, workdir
+from efficientnet_tf.train import checkpoint, interruption, record, run, workdir
 
 SETTINGS = (
     "model.blocks=r1_k3_s22_e1_i8_o8_c1",
@@ -45,7 +45,7 @@ def stopped_and_gone_on(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
-        with pytest.raises(epochs.Interrupted):
+        with pytest.raises(interruption.Interrupted):
             run.train(CONFIG, workfolder)
     result = run.train(CONFIG, workfolder)
     return workfolder, result
@@ -116,8 +116,8 @@ def test_arrays_are_fingerprinted_whole():
     source = arrays.from_arrays(images, labels, test=(images[:9], labels[:9]))
     found = fingerprint.fingerprint(source)
     assert found["classes"] == _sha(b"0\n1")
-    pictures, numbers = images[:9].tobytes(), labels[:9].astype(np.int64).tobytes()
-    assert found["test"] == {"examples": 9, "hash": _sha(pictures, numbers)}
+    rows = labels[:9].astype(np.int64).tobytes(), np.arange(9).tobytes()
+    assert found["test"] == {"examples": 9, "hash": _sha(images[:9].tobytes(), *rows)}
     changed = images.copy()
     changed[8, 7, 7, 2] ^= 1
     other = arrays.from_arrays(images, labels, test=(changed[:9], labels[:9]))

@@ -2,19 +2,22 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from resuming import CONFIG, assert_same, end, end_after, finish, start
+from resuming import CONFIG, SETTINGS, assert_same, end, end_after, finish, start, state, stop
 
 from efficientnet_tf.config import override
 from efficientnet_tf.data import arrays
-from efficientnet_tf.train import checkpoint, epochs, report, run, workdir
+from efficientnet_tf.train import average, checkpoint, epochs, report, run, setup, workdir
+from efficientnet_tf.train.interruption import Interrupted
 
 
 def _stop_at(monkeypatch, target, name, count):
@@ -49,7 +52,7 @@ def test_a_run_that_is_asked_to_stop_goes_on(whole, tmp_path, monkeypatch, targe
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         _stop_at(patch, target, name, count)
-        with pytest.raises(epochs.Interrupted):
+        with pytest.raises(Interrupted):
             run.train(CONFIG, tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -57,6 +60,57 @@ def test_a_run_that_is_asked_to_stop_goes_on(whole, tmp_path, monkeypatch, targe
     assert_same(tmp_path, whole[0])
     assert result.test.top1 == whole[1].test.top1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_each_stage_says_how_soon_a_run_can_stop(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(epochs, "_PATIENCE", -1.0)  # all that is longer is a warning
+    run.train(CONFIG, tmp_path)
+    assert len(re.findall(r"answered within \d+ s, after the 2 steps of a call", caplog.text)) == 2
+
+
+@pytest.mark.parametrize(("target", "name"), [(setup, "open_source"), (run, "evaluate")])
+def test_before_and_after_training_a_run_stops_at_once(whole, tmp_path, monkeypatch, target, name):
+    """While pictures are looked through, and while the best model is tested."""
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        _stop_at(patch, target, name, 1)
+        with pytest.raises(Interrupted):
+            run.train(CONFIG, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
+    run.train(CONFIG, tmp_path)
+    assert_same(tmp_path, whole[0])
+
+
+def test_the_script_stops_in_training_and_in_export_and_goes_on(root, tmp_path):
+    """SIGTERM to it twice: exit code 75 each time, and then all is there."""
+    settings = [f"--set={setting}" for setting in SETTINGS]
+    script = [sys.executable, str(root / "scripts/train.py"), "--workdir=run", *settings]
+
+    def until(wanted):
+        with subprocess.Popen(
+            script,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if wanted and wanted in line:
+                    process.send_signal(signal.SIGTERM)
+                    wanted = ""
+        return process.returncode, "".join(lines)
+
+    for wanted in ("epoch 1/4", "Writing saved_model"):
+        code, output = until(wanted)
+        assert code == 75, output[-3000:]
+        assert "Stopped and saved. The same command with --workdir=run goes on." in output
+        assert not (tmp_path / "run/export/report.json").exists()
+    code, output = until("")
+    assert code == 0, output[-3000:]
+    assert (tmp_path / "run/export/report.json").exists()
 
 
 @pytest.mark.parametrize("written", [1, 2])
@@ -122,11 +176,19 @@ def test_what_does_not_fit_the_checkpoint_is_refused(whole, tmp_path):
     assert after == before
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path):
-    running = "Another process is running in"
-    with workdir.locked(tmp_path), pytest.raises(BlockingIOError, match=running):
-        run.train(CONFIG, tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_two_runs_do_not_share_a_folder(whole, tmp_path):
+    """Two processes: the second one ends at once, and the first one does not notice."""
+    first = start(tmp_path)
+    try:
+        while not (tmp_path / workdir.CONFIG).exists() and first.poll() is None:
+            time.sleep(0.01)
+        code, errors = end(start(tmp_path))
+        assert code == 1
+        assert "Another process is running in" in errors
+        finish(first)
+    finally:
+        stop([first])
+    assert_same(tmp_path, whole[0])
 
 
 def test_a_step_that_is_not_finite_is_told_with_its_pictures(tmp_path):
@@ -135,12 +197,14 @@ def test_a_step_that_is_not_finite_is_told_with_its_pictures(tmp_path):
     source = arrays.from_arrays(images, np.arange(64) % 2, class_names=["a", "b"])
     config = override(
         CONFIG,
-        "data.batch_size=8",
+        "data.batch_size=16",
         "data.mixup=0",
         "data.augment=none",
         "progressive.stages=1",
         "progressive.image_size=128",
         "train.epochs=2",
+        "train.steps_per_call=1",
+        "train.checkpoint_steps=1",
         "train.warmup_epochs=0",
         "train.optimizer=sgd",
         "train.learning_rate=1e30",
@@ -149,31 +213,62 @@ def test_a_step_that_is_not_finite_is_told_with_its_pictures(tmp_path):
         run.train(config, tmp_path, source=source)
     text = str(caught.value)
     assert "at the learning rate" in text
-    first = 8 * (int(text.split("in step ")[1].split()[0]) - 1)
-    records = source.records("train", config.train.seed, first).take(8)
+    before = int(text.split("in step ")[1].split()[0]) - 1
+    records = source.records("train", config.train.seed, 16 * before).take(16)
     names = [source.describe(*record).numpy().decode() for record in records]
-    assert all(name in text for name in names)
+    assert len(set(names)) == 16
+    assert ", ".join(names[:10]) + " and 6 more" in text
+    assert (tmp_path / workdir.BROKEN_BATCH).read_text().splitlines() == names
+    last = tmp_path / workdir.CHECKPOINTS / f"000001-{before:09d}.npz"
+    assert f"The last good checkpoint is {last};" in text
+    with np.load(last) as file:
+        assert all(np.isfinite(file[name]).all() for name in file.files)
 
 
-def test_a_full_disk_leaves_what_was_saved(whole, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+@pytest.fixture
+def small(tmp_path):
+    """A folder that holds 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("A small file system can be mounted by root only.")
-    try:
-        strategy = tf.distribute.get_strategy()
-        trainee = run.prepare(CONFIG, strategy, None, tmp_path).trainee
-        checkpoint.save(small, checkpoint.Progress(1, 2), strategy, trainee, keep=2)
-        taken = sum(path.stat().st_size for path in small.iterdir())
-        (small / "other").write_bytes(b"x" * (2**20 - taken - 50_000))
-        with pytest.raises(OSError, match=r"No space left on device.*those before it are whole"):
-            checkpoint.save(small, checkpoint.Progress(1, 4), strategy, trainee, keep=2)
-        assert sorted(path.name for path in small.iterdir()) == ["000001-000000002.npz", "other"]
-        found = checkpoint.restore(small, strategy, trainee)
-        assert (found.epoch, found.done) == (1, 2)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def _fill(folder, left):
+    """Takes all but some bytes of a file system."""
+    found = os.statvfs(folder)
+    (folder / "other").write_bytes(b"x" * (found.f_bavail * found.f_frsize - left))
+
+
+def test_a_full_disk_leaves_what_was_saved(small):
+    strategy = tf.distribute.get_strategy()
+    trainee = run.prepare(CONFIG, strategy, None, small).trainee
+    checkpoint.save(small, checkpoint.Progress(1, 2), strategy, trainee, keep=2)
+    _fill(small, 50_000)
+    with pytest.raises(OSError, match=r"No space left on device.*those before it are whole"):
+        checkpoint.save(small, checkpoint.Progress(1, 4), strategy, trainee, keep=2)
+    assert sorted(path.name for path in small.iterdir()) == ["000001-000000002.npz", "other"]
+    found = checkpoint.restore(small, strategy, trainee)
+    assert (found.epoch, found.done) == (1, 2)
+
+
+def test_a_run_whose_disk_is_full_ends_and_goes_on_when_there_is_room(whole, small):
+    folder = small / "run"
+    process = start(folder)
+    while not list(folder.rglob("*.npz")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)  # or it could end before the disk is full
+    _fill(small, 20_000)
+    process.send_signal(signal.SIGCONT)
+    code, errors = end(process)
+    assert code == 1
+    assert "No space left on device" in errors
+    (small / "other").unlink()
+    finish(start(folder))
+    assert_same(folder, whole[0])
 
 
 @pytest.mark.parametrize(
@@ -190,20 +285,25 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(strategy, kills, whole, t
     if strategy == "mirrored":
         expected = tmp_path / "expected"
         finish(start(expected, strategy))
-    folder, rng = tmp_path / "run", random.Random(0)
-    for _ in range(kills):
+    folder, rng, killed = tmp_path / "run", random.Random(0), 0
+    while killed < kills:
         process = start(folder, strategy)
-        written = set(folder.rglob("*.npz"))
-        deadline = time.monotonic() + 120
-        # Most of a process' time is its start: wait until it has come further, then a moment.
-        while set(folder.rglob("*.npz")) <= written and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(rng.choice([0, rng.uniform(0, 0.3), rng.uniform(0, 3)]))
-        process.kill()
-        process.communicate()
-        if len(list(folder.glob("metrics.jsonl"))) and process.returncode == 0:
-            shutil.rmtree(folder)  # it had finished: begin again
+        try:
+            written = set(folder.rglob("*.npz"))
+            deadline = time.monotonic() + 600
+            # Most of a process' time is its start: wait until it has come further, then a moment.
+            while set(folder.rglob("*.npz")) <= written and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(rng.choice([0, rng.uniform(0, 0.3), rng.uniform(0, 3)]))
+        finally:
+            stop([process])
+        if process.returncode == 0:  # it had finished: begin again
+            assert_same(folder, expected)
+            shutil.rmtree(folder)
+        else:
+            assert process.returncode == -signal.SIGKILL
+            killed += 1
     finish(start(folder, strategy))
     assert_same(folder, expected)
 
@@ -213,7 +313,19 @@ def test_a_run_of_two_replicas_goes_on_with_one(tmp_path, caplog):
     while not list(tmp_path.rglob("*.npz")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert end(process, timeout=120)[0] == 75
+    assert end(process)[0] == 75
+    _, arrays, _ = state(tmp_path)
+    strategy = tf.distribute.get_strategy()
+    trainee = run.prepare(CONFIG, strategy, None, tmp_path).trainee
+    checkpoint.restore(tmp_path / workdir.CHECKPOINTS, strategy, trainee)
+    statistics = {id(variable) for variable in average.moving_statistics(trainee.model)}
+    differing = 0
+    for index, variable in enumerate(average.averaged_variables(trainee.model)):
+        both = [arrays[f"{replica}/average/{index}"] for replica in (0, 1)]
+        np.testing.assert_array_equal(trainee.average.averages[index], np.mean(both, 0))
+        differing += not np.array_equal(*both)
+        assert id(variable) in statistics or np.array_equal(*both)
+    assert differing
     result = run.train(CONFIG, tmp_path)
     assert "another number of replicas" in caplog.text
     assert [row["step"] for row in result.history] == [6, 12, 18, 24]

@@ -63,7 +63,7 @@ def test_prediction_prepares_pictures_as_the_run_did(finished, tmp_path):
     source = dataclasses.replace(
         result.source,
         num_examples={"test": 1},
-        records=lambda *_, **__: tf.data.Dataset.from_tensors((picture, np.int64(0))),
+        records=lambda *_, **__: tf.data.Dataset.from_tensors((picture, np.int64(0), 0)),
     )
     ((expected, _),) = pipeline.pictures(source, "test", result.rule, 1)
 
@@ -286,10 +286,13 @@ STAGED = override(
     "data.augment=randaugment",
     "data.magnitude=9",
     "data.mixup=0.3",
+    "model.blocks=r1_k3_s22_e1_i8_o8_c1,r2_k3_s22_e2_i8_o16_se0.25",
     "model.dropout_rate=0.4",
+    "model.drop_connect_rate=0.3",
     "progressive.stages=2",
     "progressive.image_size=16",
     "progressive.dropout_rate=0.1",
+    "progressive.drop_connect_rate=0.15",
     "progressive.magnitude=3",
     "progressive.mixup=0",
     "finetune.head_epochs=1",
@@ -303,7 +306,8 @@ def test_stages_have_one_static_trace_each_and_share_everything_learnt(tmp_path,
     def steps(strategy, trainee, *args):
         weights.append({v.path: v.numpy() for v in trainee.model.weights})
         functions.append(make_steps(strategy, trainee, *args))
-        settings.append(trainee.model.get_layer("top_dropout").rate)
+        drops = [y for y in trainee.model.layers if isinstance(y, keras.layers.Dropout)]
+        settings.append({layer.name: round(layer.rate, 6) for layer in drops})
         return functions[-1]
 
     def batches(source, data, size, *args, **kwargs):
@@ -321,7 +325,9 @@ def test_stages_have_one_static_trace_each_and_share_everything_learnt(tmp_path,
         ((64, 16, 16, 3), 3, 0, pictures),
         ((64, 32, 32, 3), 9, 0.3, 3 * pictures),
     ]
-    assert settings == [0.1, 0.1, 0.4]
+    # The third of three blocks, the only one with a shortcut, has 2/3 of the stage's rate.
+    early = {"block2b_drop": 0.1, "top_dropout": 0.1}
+    assert settings == [early, early, {"block2b_drop": 0.2, "top_dropout": 0.4}]
     assert [row["step"] for row in result.history] == [2, 4, 6, 8, 10]
     assert [row["stage"] for row in result.history] == [1, 2, 2, 3, 3]
     # In the first stage the classifier learnt alone; afterwards everything did.
@@ -354,6 +360,7 @@ def test_a_batch_is_chosen_to_fit_memory(tmp_path, monkeypatch):
     from efficientnet_tf.train import memory
 
     config = override(TINY, "data.batch_size=none", "train.epochs=1", "train.steps_per_epoch=1")
+    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 40)
     assert run.train(config, tmp_path / "roomy").config.data.batch_size == 64
     variant = describe(config.model)
     need = {size: memory.training_memory(config, variant, 10, size) for size in (1, 8, 16)}

@@ -80,7 +80,7 @@ def test_one_worker_that_is_killed_ends_the_other_and_both_go_on(whole, tmp_path
     try:
         _wait_for(tmp_path, processes)
         processes[1].kill()
-        code, errors = end(processes[0], timeout=120)  # 30 s are promised
+        code, errors = end(processes[0], timeout=30)  # as is promised
         assert code == 1
         assert LOST in errors.splitlines()[-1], errors[-2000:]
     finally:
@@ -131,18 +131,18 @@ def test_one_worker_that_is_asked_to_stop_stops_both_and_one_goes_on_alone(tmp_p
 def test_a_worker_that_never_comes_is_named(tmp_path):
     first, _ = tf_configs(2)
     missing = json.loads(first)["cluster"]["worker"][1]
-    process = start(tmp_path, "multiworker", timeout=5, variables={"TF_CONFIG": first})
+    process = start(tmp_path, "multiworker", timeout=20, variables={"TF_CONFIG": first})
     code, errors = end(process, timeout=300)
     assert code == -signal.SIGKILL
-    assert f"not all 2 workers came within 5 s (no answer from {missing})" in errors
+    assert f"not all 2 workers came within 20 s (no answer from {missing})" in errors
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_workers_killed_at_random_moments_go_on_to_the_same_bits(whole, tmp_path):
     """SIGKILL to one of two, 20 times; the other one ends, and both are started again."""
-    folder, rng = tmp_path / "run", random.Random(0)
-    for _ in range(20):
+    folder, rng, killed = tmp_path / "run", random.Random(0), 0
+    while killed < 20:
         processes = start_workers(folder)
         try:
             written, deadline = set(folder.rglob("*.npz")), time.monotonic() + 240
@@ -152,13 +152,15 @@ def test_workers_killed_at_random_moments_go_on_to_the_same_bits(whole, tmp_path
             time.sleep(rng.choice([0, rng.uniform(0, 0.3), rng.uniform(0, 3)]))
             victim = rng.randrange(2)
             processes[victim].kill()
-            code, errors = end(processes[1 - victim], timeout=120)
+            code, errors = end(processes[1 - victim], timeout=30)
             assert code == 0 or LOST in errors, errors[-2000:]
             processes[victim].communicate()
+            killed += processes[victim].returncode == -signal.SIGKILL
         finally:
             stop(processes)
-        if all(process.returncode == 0 for process in processes):
-            shutil.rmtree(folder)  # it had finished: begin again
+        if all(process.returncode == 0 for process in processes):  # it had finished: begin again
+            assert_same(folder, whole)
+            shutil.rmtree(folder)
     finish(*start_workers(folder))
     assert_same(folder, whole)
 

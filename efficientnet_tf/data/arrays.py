@@ -88,7 +88,8 @@ def from_arrays(
         before, after = (marks["train"].any(axis=0), everything[parts["train"]].any(axis=0))
         warn_untrained([names[label] for label in np.flatnonzero(before & ~after)])
     joined = np.concatenate(list(pictures.values())) if len(pictures) > 1 else pictures["train"]
-    return _in_memory(name, names, joined, everything, parts, multi_label)
+    numbers = np.concatenate([np.arange(len(part)) for part in marks.values()])
+    return _in_memory(name, names, joined, everything, numbers, parts, multi_label)
 
 
 def open_npz(config: DataConfig) -> Source:
@@ -159,7 +160,7 @@ def open_digits(config: DataConfig) -> Source:
     parts = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     parts = complete(parts, names, classes, config.holdout)
     pictures = np.repeat(gray[..., None], 3, axis=-1)
-    return _in_memory("digits", class_names, pictures, labels, parts)
+    return _in_memory("digits", class_names, pictures, labels, np.arange(len(labels)), parts)
 
 
 def open_fake(config: DataConfig) -> Source:
@@ -185,17 +186,17 @@ def open_fake(config: DataConfig) -> Source:
     with tf.device("CPU"):
         pool = tf.constant(noise)
     fewer = max(1, count // 10)
-    labels = np.arange(count + 2 * fewer) % classes
-    parts = np.split(np.arange(len(labels)), (count, count + fewer))
-    records, row = gather((labels,), dict(zip(SPLITS, parts, strict=True)))
+    numbers = np.arange(count + 2 * fewer)
+    parts = np.split(numbers, (count, count + fewer))
+    records, row = gather((numbers % classes, numbers), dict(zip(SPLITS, parts, strict=True)))
     return Source(
         name=config.source,
-        class_names=tuple(str(label) for label in range(classes)),
+        class_names=tuple(map(str, range(classes))),
         num_examples={"train": count, "validation": fewer, "test": fewer},
         records=records,
         row=row,
-        decode=lambda label: (tf.gather(pool, label % _FAKE_POOL), label),
-        describe=lambda label: tf.strings.format("fake: a picture of class {}", label),
+        decode=lambda label, number: (tf.gather(pool, label % _FAKE_POOL), label),
+        describe=lambda label, number: tf.strings.format("fake/{}, class {}", (number, label)),
         checked=True,
     )
 
@@ -205,17 +206,26 @@ def _in_memory(
     class_names: tuple[str, ...],
     pictures: np.ndarray,
     labels: np.ndarray,
+    numbers: np.ndarray,
     parts: Mapping[str, np.ndarray],
     multi_label: bool = False,
 ) -> Source:
-    """A source whose records are rows of arrays: `parts` holds those of each split."""
+    """A source whose records are rows of arrays: `parts` holds those of each split.
 
-    def decode(picture: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    `numbers` tell people which picture it is: its row where it was given.
+    """
+
+    def decode(
+        picture: tf.Tensor, label: tf.Tensor, number: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         if pictures.shape[-1] == 1:  # grows here, so that memory holds one channel
             picture = tf.repeat(picture, 3, axis=-1)
         return picture, tf.cast(label, tf.float32) if multi_label else label
 
-    records, row = gather((pictures, labels), parts)
+    def describe(picture: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        return tf.strings.format(name + "/{}, class {}", (number, label))
+
+    records, row = gather((pictures, labels, numbers), parts)
     return Source(
         name=name,
         class_names=class_names,
@@ -223,7 +233,7 @@ def _in_memory(
         records=records,
         row=row,
         decode=decode,
-        describe=lambda picture, label: tf.strings.format(name + ": a picture of class {}", label),
+        describe=describe,
         multi_label=multi_label,
         checked=True,
     )

@@ -25,7 +25,6 @@ from efficientnet_tf.data.sources import Source, open_source
 from efficientnet_tf.search import timing
 from efficientnet_tf.train import run as run_lib
 from efficientnet_tf.train import workdir
-from efficientnet_tf.train.epochs import Interrupted
 
 RESULT = "result.json"
 VARIANT = "variant.json"
@@ -125,8 +124,6 @@ def run(
         ]
         accuracies, seconds = zip(*trainings, strict=True)
         trial = dataclasses.replace(trial, accuracies=accuracies, seconds=sum(seconds))
-    except Interrupted:
-        raise
     except (FloatingPointError, RuntimeError, ValueError, tf.errors.OpError) as error:
         logging.warning("%s failed: %s", folder, error)
         trial = dataclasses.replace(trial, failed=f"{type(error).__name__}: {error}")

@@ -166,6 +166,12 @@ def restore(
     return None
 
 
+def last(folder: AnyPath) -> AnyPath | None:
+    """The last checkpoint, of several workers the chief's part; None where there is none."""
+    whole = [found for found in _listed(folder) if _has_all_parts(folder, *found)]
+    return folder / _parts(*whole[-1])[0] if whole else None
+
+
 def _parts(position: str, count: int) -> list[str]:
     """Names of a checkpoint's files, by the number of workers that wrote it."""
     if count == 1:
@@ -273,7 +279,14 @@ def _assign(
         )
     if other:
         statistics = {id(v) for v in average_lib.moving_statistics(trainee.model)}
-        means = {f"model/{i}" for i, v in enumerate(trainee.model.variables) if id(v) in statistics}
+        averaged = average_lib.averaged_variables(trainee.model) if trainee.average else []
+        groups = {"model": trainee.model.variables, "average": averaged}
+        means = {
+            f"{group}/{index}"
+            for group, members in groups.items()
+            for index, variable in enumerate(members)
+            if id(variable) in statistics
+        }
         saved = {name: _shared(name, values, means, replicas) for name, values in saved.items()}
     for name, variable in variables.items():
         values = saved[name]

@@ -7,15 +7,20 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from efficientnet_tf.config import TrainConfig
 from efficientnet_tf.data.records import first_few
+from efficientnet_tf.paths import AnyPath
 from efficientnet_tf.preprocessing import Preprocessing
-from efficientnet_tf.train import feed, loop, network, report, workdir
+from efficientnet_tf.train import checkpoint, feed, loop, network, report, workdir
 from efficientnet_tf.train.checkpoint import Progress
+from efficientnet_tf.train.interruption import Interrupted
 from efficientnet_tf.train.schedule import WarmupSchedule
 from efficientnet_tf.train.setup import Run
 from efficientnet_tf.train.strategy import is_chief
+
+_PATIENCE = 30.0  # seconds, which Kubernetes gives by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +43,10 @@ class Epoch:
     progress: report.Progress
 
 
-class Interrupted(RuntimeError):
-    """The run was asked to stop. Its checkpoint is written, and the same command goes on."""
-
-
 def epochs(
     run: Run,
     rule: Preprocessing,
+    folder: AnyPath,
     begun: Progress,
     save: Callable[[Progress], None],
     stopping: Callable[[], bool],
@@ -54,6 +56,7 @@ def epochs(
     Args:
         run: its trainee is changed.
         rule: how pictures are prepared for validation.
+        folder: of the run, for the names of a batch that breaks it.
         begun: how far the trainee has come.
         save: writes a checkpoint, of which it gets `epoch`, `done` and `epoch_seconds`.
         stopping: whether the run has been asked to stop; called, and so answered, by all workers
@@ -75,7 +78,8 @@ def epochs(
             continue
         stage = run.stages[number]
         done = begun.done if epoch == begun.epoch else 0
-        if epoch == max(stage.first_epoch, begun.epoch):
+        new_stage = epoch == max(stage.first_epoch, begun.epoch)
+        if new_stage:
             network.set_rates(trainee.model, run.variant, stage)
             freeze = config.finetune.freeze_batch_norm
             network.set_trainable(trainee.model, run.variant, stage.unfreeze, freeze)
@@ -93,7 +97,9 @@ def epochs(
         progress = _progress(run, epoch, number)
         metrics = {"epoch": epoch, "stage": number + 1, "image_size": stage.image_size}
         with _explaining_errors(run):
-            metrics |= _train_epoch(run, steps, batches, progress, position, save, stopping)
+            metrics |= _train_epoch(
+                run, folder, new_stage, steps, batches, progress, position, save, stopping
+            )
             scores = evaluate()
             metrics |= _named("validation", scores, run.source.num_classes)
             weights, raw = trainee.model.get_weights(), None
@@ -157,6 +163,8 @@ def _evaluator(
 
 def _train_epoch(
     run: Run,
+    folder: AnyPath,
+    new_stage: bool,
     run_steps,
     batches,
     progress: report.Progress,
@@ -166,15 +174,18 @@ def _train_epoch(
 ) -> dict[str, float]:
     config, trainee = run.config.train, run.trainee
     start, done = time.perf_counter() - position.epoch_seconds, position.done
-    seconds = position.epoch_seconds
+    seconds, calls = position.epoch_seconds, 0
     while done < progress.steps:
         count = min(config.steps_per_call, progress.steps - done)
+        before, calls = time.perf_counter(), calls + 1
         run_steps(batches, tf.constant(count))
-        _check_finite(run, position.epoch, done, count)
+        _check_finite(run, folder, position.epoch, done, count)
         due = (done + count) // config.checkpoint_steps > done // config.checkpoint_steps
         done += count
         seconds = time.perf_counter() - start
         loss = trainee.mean_loss()  # all workers read it together
+        if new_stage and calls == 2:  # the first one traces
+            _say_how_soon(time.perf_counter() - before, count)
         if is_chief(run.strategy):
             progress.update(done, loss)
         stop = stopping()
@@ -193,6 +204,17 @@ def _train_epoch(
     }
 
 
+def _say_how_soon(seconds: float, steps: int) -> None:
+    """Says when a run that is asked to stop does so, at the latest but for writing a checkpoint."""
+    tell = logging.warning if seconds > _PATIENCE else logging.info
+    tell(
+        "SIGTERM is answered within %s, after the %d steps of a call (train.steps_per_call). See"
+        " that this is less than a shared machine waits.",
+        report.duration(seconds),
+        steps,
+    )
+
+
 def _names(run: Run, step: int) -> list[str]:
     """Names of a step's pictures."""
     first, size = step * run.config.batch_size, run.config.batch_size
@@ -202,13 +224,19 @@ def _names(run: Run, step: int) -> list[str]:
     ]
 
 
-def _check_finite(run: Run, epoch: int, done: int, count: int) -> None:
+def _check_finite(run: Run, folder: AnyPath, epoch: int, done: int, count: int) -> None:
     """Raises, with all that is known, where one of the last `count` steps went wrong."""
     broken = run.trainee.broken_steps(run.strategy.num_replicas_in_sync)
     if not broken:
         return
     step = (epoch - 1) * run.steps_per_epoch + done + max(count - broken, 0)  # from 0
-    had = "" if run.config.data.service else f" The batch had {first_few(_names(run, step))}."
+    had = ""
+    if not run.config.data.service:
+        names = _names(run, step)
+        had = f" The batch had {first_few(names)} (all: {folder / workdir.BROKEN_BATCH})."
+        if is_chief(run.strategy):
+            workdir.save_names(folder / workdir.BROKEN_BATCH, names)
+    last = checkpoint.last(folder / workdir.CHECKPOINTS)
     rate = float(_schedule(run)(step))
     narrow = run.config.train.precision == "mixed_float16"
     raise FloatingPointError(
@@ -216,8 +244,8 @@ def _check_finite(run: Run, epoch: int, done: int, count: int) -> None:
         f" learning rate {rate:.4g}.{had} Lower train.learning_rate,"
         " lengthen train.warmup_epochs or set train.clip_norm"
         f"{', or train.precision=float32, as float16 ends at 65504' if narrow else ''}."
-        " The checkpoint before it is kept,"
-        f" and the best model so far, if any, as {workdir.BEST}."
+        f" The last good checkpoint is {last or 'none: the first was not due yet'}"
+        f"; the best model so far, if any, is {workdir.BEST}."
     )
 
 

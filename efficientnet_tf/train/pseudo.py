@@ -12,7 +12,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,6 @@ def with_unlabeled(
     folder: AnyPath,
     *,
     overwrite: bool = False,
-    between: Callable[[], None] = lambda: None,
 ) -> tuple[Source, str | None]:
     """Adds the unlabelled pictures that a configuration names to what is trained on.
 
@@ -72,7 +71,6 @@ def with_unlabeled(
         source: the labelled pictures.
         folder: for the pseudo-labels. What is there already is used where it fits.
         overwrite: whether pseudo-labels that do not fit may be removed.
-        between: called after every batch of the teacher's; may raise to stop.
 
     Returns:
         (what is trained on, hash of what it was made of); (source, None) without a teacher.
@@ -97,15 +95,7 @@ def with_unlabeled(
             data_dir=config.data.data_dir if student.unlabeled.startswith("tfds:") else None,
         )
     )
-    found = label(
-        folder,
-        teacher,
-        unlabelled,
-        source,
-        config.data.max_bad,
-        overwrite=overwrite,
-        between=between,
-    )
+    found = label(folder, teacher, unlabelled, source, config.data.max_bad, overwrite=overwrite)
     rows = unlabeled_lib.select(
         found.probabilities,
         found.usable,
@@ -162,7 +152,6 @@ def label(
     max_bad: float = 0.01,
     *,
     overwrite: bool = False,
-    between: Callable[[], None] = lambda: None,
 ) -> PseudoLabels:
     """Has a teacher label pictures, or goes on with it, or reads what it said.
 
@@ -175,7 +164,6 @@ def label(
         labelled: whose validation and test pictures are not to be trained on.
         max_bad: largest share of unlabelled pictures that may be unreadable.
         overwrite: whether pseudo-labels that do not fit may be removed.
-        between: called after every batch; may raise to stop.
 
     Raises:
         ValueError: the folder holds pseudo-labels of another teacher, of other pictures or classes;
@@ -185,7 +173,7 @@ def label(
     folder.mkdir(parents=True, exist_ok=True)
     with writing.lock(folder, wait=True):  # of several workers one labels, the others read it
         _claim(folder, identity, overwrite)
-        return _complete(folder, identity, teacher, unlabelled, labelled, max_bad, between)
+        return _complete(folder, identity, teacher, unlabelled, labelled, max_bad)
 
 
 def _complete(
@@ -195,13 +183,12 @@ def _complete(
     unlabelled: Source,
     labelled: Source,
     max_bad: float,
-    between: Callable[[], None],
 ) -> PseudoLabels:
     """Reads the files that are whole, and makes the others."""
     writing.sweep(folder)
     held_out = _read(folder / HELD_OUT)
     if held_out is None:
-        held_out = {"hashes": _held_out(teacher, labelled, max_bad, between)}
+        held_out = {"hashes": _held_out(teacher, labelled, max_bad)}
         _write(folder / HELD_OUT, held_out)
     count = unlabelled.num_examples["train"]
     starts = range(0, count, PART)
@@ -218,7 +205,7 @@ def _complete(
         stored = (parts[start]["readable"] for start in range(0, missing, PART))
         unreadable = sum(int((~readable).sum()) for readable in stored)
         found = BadRecords(max_bad, before=(unreadable, missing))
-        for start, part in _labelled(teacher, unlabelled, missing, found, between):
+        for start, part in _labelled(teacher, unlabelled, missing, found):
             _write(_part(folder, start), part)
             parts[start] = part
     columns = [
@@ -237,11 +224,7 @@ def _complete(
 
 
 def _labelled(
-    teacher: Teacher,
-    source: Source,
-    first: int,
-    found: BadRecords,
-    between: Callable[[], None],
+    teacher: Teacher, source: Source, first: int, found: BadRecords
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """The parts from a row on, each with the row that it begins with."""
     count, begun = source.num_examples["train"] - first, time.perf_counter()
@@ -267,7 +250,6 @@ def _labelled(
             yield first + (done - 1) // PART * PART, part
             rate = done / (time.perf_counter() - begun)
             logging.info("Labelled: %d of %d, %.0f pictures/s", first + done, first + count, rate)
-        between()
     if found.names:
         logging.warning("Unlabelled pictures that are left out: %s", first_few(found.names))
 
@@ -278,9 +260,7 @@ def _probabilities(teacher: Teacher, images: np.ndarray) -> np.ndarray:
     return tf.nn.softmax(logits).numpy()
 
 
-def _held_out(
-    teacher: Teacher, source: Source, max_bad: float, between: Callable[[], None]
-) -> np.ndarray:
+def _held_out(teacher: Teacher, source: Source, max_bad: float) -> np.ndarray:
     """Hashes of the validation and test pictures."""
     hashes = []
     for split in ("validation", "test"):
@@ -288,7 +268,6 @@ def _held_out(
         batches = pipeline.pictures(source, split, teacher.rule, _BATCH, found=found)
         for images, _ in bad.readable(batches, f"The {split} split: "):
             hashes.append(_hashes(images))
-            between()
     return np.unique(np.concatenate(hashes))
 
 

@@ -5,10 +5,7 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -28,9 +25,19 @@ from efficientnet_tf.paths import AnyPath, Remote
 from efficientnet_tf.preprocessing import Preprocessing
 from efficientnet_tf.scores import Evaluation
 from efficientnet_tf.stages import Stage
-from efficientnet_tf.train import checkpoint, loop, network, record, report, workdir, workers
+from efficientnet_tf.train import (
+    checkpoint,
+    interruption,
+    loop,
+    network,
+    record,
+    report,
+    workdir,
+    workers,
+)
 from efficientnet_tf.train.checkpoint import Progress
-from efficientnet_tf.train.epochs import Epoch, Interrupted, epochs
+from efficientnet_tf.train.epochs import Epoch, epochs
+from efficientnet_tf.train.interruption import Interrupted
 from efficientnet_tf.train.setup import Run, of_source, prepare
 from efficientnet_tf.train.strategy import is_chief
 
@@ -118,43 +125,19 @@ def train(
     writing.check_writable(folder)
     chief = is_chief(strategy)
     lock = workdir.locked(folder) if chief else contextlib.nullcontext()
-    with lock, _asked_to_stop() as asked, workers.explained(strategy):
+    with lock, interruption.at_once(), workers.explained(strategy):
         workers.check_same(strategy, config_lib.to_json(config), "settings")
         saved = workdir.begun(folder, config, overwrite) if chief else None
         text = config_lib.to_json(saved) if saved else ""
         text = workers.exchange(strategy, text)[0]
         saved = config_lib.from_json(text) if text else None
-
-        def between():
-            if asked():
-                raise Interrupted  # what the teacher has said is stored
-
-        def stopping() -> bool:
-            return workers.any_of(strategy, asked())
-
-        run = prepare(
-            saved or config, strategy, source, folder, overwrite=overwrite, between=between
-        )
+        run = prepare(saved or config, strategy, source, folder, overwrite=overwrite)
         # The model that is kept: float32 whatever trained it, with probabilities as its output.
         keeper = network.kept(run.config, run.variant, run.trainee.model)
         rule = network.evaluation_rule(run.config, run.trainee.model)
         begun = _begin(run, rule, folder, resumed=saved is not None)
         workers.check_shared(strategy, folder / workdir.CONFIG)
-        return _train(run, keeper, rule, folder, begun, stopping, tensorboard)
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came, by which shared machines ask programs to end soon."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # only the main thread can listen to signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return _train(run, keeper, rule, folder, begun, tensorboard)
 
 
 def _train(
@@ -163,7 +146,6 @@ def _train(
     rule: Preprocessing,
     folder: AnyPath,
     begun: Progress,
-    stopping: Callable[[], bool],
     tensorboard: bool,
 ) -> Result | None:
     config, source = run.config, run.source
@@ -189,27 +171,35 @@ def _train(
             config.train.keep_checkpoints,
         )
 
+    def stopping() -> bool:
+        return workers.any_of(run.strategy, asked())
+
     try:
-        for epoch in epochs(run, rule, begun, save, stopping):
-            number, metrics, scores = len(history) + 1, epoch.metrics, epoch.scores
-            # One that answers nan can still be right about some pictures, and look best.
-            if math.isfinite(scores.loss) and (best is None or _rank(scores) > _rank(best[1])):
-                best = number, scores
+        with interruption.asked() as asked:
+            for epoch in epochs(run, rule, folder, begun, save, stopping):
+                number, metrics, scores = len(history) + 1, epoch.metrics, epoch.scores
+                # One that answers nan can still be right about some pictures, and look best.
+                if math.isfinite(scores.loss) and (best is None or _rank(scores) > _rank(best[1])):
+                    best = number, scores
+                    if chief:
+                        _save(keeper, epoch, folder)
+                metrics["seconds"] = round(time.perf_counter() - start, 3)
+                history.append(metrics)
                 if chief:
-                    _save(keeper, epoch, folder)
-            metrics["seconds"] = round(time.perf_counter() - start, 3)
-            history.append(metrics)
-            if chief:
-                report.append_metrics(folder, metrics)
-                _write_page(run, history, folder)
-                if writer:
-                    writer.write(metrics)
-                epoch.progress.finish(metrics)
-            # Smaller pictures and the classifier alone are not what the run is for.
-            reference = max(best[0] if best else 0, run.stages[-1].first_epoch - 1)
-            if config.train.patience and number - reference >= config.train.patience:
-                logging.info("No better validation accuracy for %d epochs.", config.train.patience)
-                break
+                    report.append_metrics(folder, metrics)
+                    _write_page(run, history, folder)
+                    if writer:
+                        writer.write(metrics)
+                    epoch.progress.finish(metrics)
+                # Smaller pictures and the classifier alone are not what the run is for.
+                reference = max(best[0] if best else 0, run.stages[-1].first_epoch - 1)
+                if config.train.patience and number - reference >= config.train.patience:
+                    logging.info(
+                        "No better validation accuracy for %d epochs.", config.train.patience
+                    )
+                    break
+            if stopping():
+                raise Interrupted
     finally:
         bad = (*source.bad, *begun.bad, *_bad(run))
         if chief:

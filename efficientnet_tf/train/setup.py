@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -76,7 +76,6 @@ def prepare(
     folder: AnyPath,
     *,
     overwrite: bool = False,
-    between: Callable[[], None] = lambda: None,
 ) -> Run:
     """Opens the data, and builds the network and the optimizer under the strategy.
 
@@ -86,7 +85,6 @@ def prepare(
         source: pictures instead of `config.data.source`.
         folder: of the run, for what a teacher says about unlabelled pictures.
         overwrite: whether what another teacher said may be removed.
-        between: called between batches of the teacher's; may raise to stop.
 
     Raises:
         ValueError: the configuration or the data cannot be trained with.
@@ -117,7 +115,7 @@ def prepare(
         )
     with workers.chief_first(strategy):
         lessons, taught = pseudo.with_unlabeled(
-            config, source, folder / pseudo.FOLDER, overwrite=overwrite, between=between
+            config, source, folder / pseudo.FOLDER, overwrite=overwrite
         )
     distillation = teacher_lib.distillation(config.student, source, strategy)
     if config.data.batch_size is None:

@@ -22,6 +22,7 @@ SUMMARY = "summary.html"
 LABELS = classifier.LABELS
 PREPROCESSING = preprocessing_lib.FILE
 BAD_PICTURES = "unreadable.txt"
+BROKEN_BATCH = "broken-batch.txt"  # pictures of the step whose loss was not finite
 RECORD = "record.json"
 TENSORBOARD = "tensorboard"  # folder
 EXPORT = "export"  # folder for what is made from the model afterwards
@@ -37,6 +38,7 @@ _FILES = (
     LABELS,
     PREPROCESSING,
     BAD_PICTURES,
+    BROKEN_BATCH,
     RECORD,
     CONFIG,  # the last to be removed, because it marks the folder as a run's
 )
