@@ -15,7 +15,7 @@ from efficientnet_tf import stages
 from efficientnet_tf.config import Config, override
 from efficientnet_tf.data import sources
 from efficientnet_tf.preprocessing import own
-from efficientnet_tf.train import feed, loop, network, workers
+from efficientnet_tf.train import feed, loop, network, setup, workers
 from efficientnet_tf.train import optimizer as optimizer_lib
 from efficientnet_tf.train import strategy as strategy_lib
 from efficientnet_tf.train.average import MovingAverage
@@ -35,6 +35,22 @@ CONFIG = override(
     "train.clip=both",
     "train.ema_decay=0.9",
     "train.weight_decay=0.01",
+)
+# Steps of plain gradient descent at a rate of 1, which show each variable's factor.
+FINETUNING = override(
+    Config(),
+    "model.blocks=r1_k3_s22_e1_i8_o8_c1,r2_k3_s22_e2_i8_o16_se0.25,r1_k3_s11_e2_i16_o16",
+    "model.stem_filters=8",
+    "model.head_filters=16",
+    "model.image_size=32",
+    "model.dropout_rate=0.5",
+    "model.drop_connect_rate=0.3",
+    "data.batch_size=256",
+    "train.optimizer=sgd",
+    "train.momentum=0",
+    "train.learning_rate=1",
+    "train.schedule=constant",
+    "finetune.layer_decay=0.5",
 )
 
 
@@ -72,11 +88,8 @@ def fit(strategy: tf.distribute.Strategy, norm: bool) -> dict:
     for count in STEPS:
         steps(batches, tf.constant(count))
     trained = trainee.scores()
-    rule = own(32, [1, 1, 1], [0, 0, 0])
-    test = iter(feed.evaluation_batches(CONFIG, source, "test", strategy, rule))
-    count = feed.evaluation_steps(CONFIG, source, "test")
     weights = model.get_weights()  # before the statistics are averaged
-    scores = loop.evaluator(strategy, trainee)(test, count)
+    scores = evaluate(strategy, trainee)
     loop.average_swapper(strategy, trainee)()
     found = [*weights, *model.get_weights()]
     return {
@@ -87,12 +100,41 @@ def fit(strategy: tf.distribute.Strategy, norm: bool) -> dict:
     }
 
 
+def evaluate(strategy: tf.distribute.Strategy, trainee: loop.Trainee) -> loop.Scores:
+    """Scores the test split."""
+    source, rule = sources.open_source(CONFIG.data), own(32, [1, 1, 1], [0, 0, 0])
+    test = iter(feed.evaluation_batches(CONFIG, source, "test", strategy, rule))
+    count = feed.evaluation_steps(CONFIG, source, "test")
+    return loop.evaluator(strategy, trainee)(test, count)
+
+
+def prepared(strategy: tf.distribute.Strategy) -> dict:
+    """What a run starts with: seeds of dropout by replica, factors of the rates by variable."""
+    trainee = setup.prepare(FINETUNING, strategy, None, pathlib.Path()).trainee
+    seeds = [v.value for v in trainee.model.variables if "seed_generator_state" in v.path]
+    local = [strategy.experimental_local_results(seed) for seed in seeds]
+    variables = trainee.model.trainable_variables
+    before = {v.path: v.numpy() for v in variables}
+
+    def step():  # with the replica's part of a gradient of ones
+        share = 1 / strategy.num_replicas_in_sync
+        trainee.optimizer.apply([tf.fill(v.shape, share) for v in variables], variables)
+
+    strategy.run(tf.function(step))
+    return {
+        "seeds": np.swapaxes(local, 0, 1).tolist(),
+        "factors": {v.path: float((before[v.path] - v.numpy()).mean()) for v in variables},
+    }
+
+
 def report(strategy: tf.distribute.Strategy) -> dict:
     """All that tests ask about."""
     found = {"plain": fit(strategy, norm=False), "synchronized": fit(strategy, norm=True)}
+    found["prepared"] = prepared(strategy)
     with strategy.scope():
         model = net(norm=True, dropout=0.5)
-    # Batch statistics: each replica has its own until they are averaged.
+        trainee = loop.Trainee(model, optimizer_lib.create(CONFIG, model.trainable_variables, 4, 1))
+    # Batch statistics: each replica has its own until the model is evaluated.
     mean = next(v for v in model.variables if v.path.endswith("moving_mean")).value
 
     def set_mean():
@@ -104,8 +146,9 @@ def report(strategy: tf.distribute.Strategy) -> dict:
 
     strategy.run(tf.function(set_mean))
     found["means"] = [means()]
-    loop.statistics_averager(strategy, model)()
+    found["losses"] = [evaluate(strategy, trainee).loss]
     found["means"].append(means())
+    found["losses"].append(evaluate(strategy, trainee).loss)
     # Dropout: replicas draw different masks, the first one as without a strategy.
     loop.separate_dropout(strategy, model)
     drop = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dropout))

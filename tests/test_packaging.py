@@ -27,7 +27,7 @@ def test_distributions_hold_code_and_class_names(root, tmp_path):
     assert pages <= set(names)
     runtimes = ("tflite", "onnx", "openvino", "serving", "tpu")
     sources = ("tfds", "hub", "torch", "jax", "remote")
-    for extra in ("train", "search", *runtimes, *sources, "test"):
+    for extra in ("train", "tensorboard", "search", *runtimes, *sources, "test"):
         assert f"Provides-Extra: {extra}" in metadata
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
         ends = {name.split("/", 1)[-1] for name in sdist.getnames()}

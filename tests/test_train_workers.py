@@ -85,10 +85,13 @@ def test_every_picture_is_scored_once(alone, reports, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batch_statistics_are_averaged(reports, kind):
+def test_batch_statistics_are_averaged_before_evaluation(reports, kind):
     before, after = np.concatenate([report["means"] for report in reports[kind]], 1).tolist()
     assert before == [0, 1]
     assert after == [0.5, 0.5]
+    for report in reports[kind]:
+        first, second = report["losses"]  # which has nothing left to average
+        assert first == pytest.approx(second, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,6 +99,28 @@ def test_dropout_masks_differ(alone, reports, kind):
     first, second = (mask for report in reports[kind] for mask in report["masks"])
     assert first != second
     assert [first] == alone["masks"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_start_with_seeds_of_each_replicas_own(alone, reports, kind):
+    first, second = (seeds for report in reports[kind] for seeds in report["prepared"]["seeds"])
+    assert [first] == alone["prepared"]["seeds"]
+    assert len(first) == 3  # block2b and block3a, and before the classifier
+    assert not [seed for seed, other in zip(first, second, strict=True) if seed == other]
+
+
+FACTORS = {"stem": 1 / 32, "block1a": 1 / 16, "block2a": 1 / 8, "block2b": 1 / 8, "block3a": 1 / 4}
+FACTORS |= {"top": 1 / 2, "predictions": 1}
+
+
+@pytest.mark.parametrize("kind", ["alone", *KINDS])
+def test_runs_start_with_slower_rates_for_earlier_layers(alone, reports, kind):
+    for report in [alone] if kind == "alone" else reports[kind]:
+        factors = report["prepared"]["factors"]
+        layers = {path: path.partition("/")[0].partition("_")[0] for path in factors}
+        assert set(layers.values()) == set(FACTORS)
+        for path, layer in layers.items():
+            assert factors[path] == pytest.approx(FACTORS[layer], rel=1e-5), path
 
 
 def test_parts_of_a_batch_cannot_be_synchronised():

@@ -122,7 +122,8 @@ def test_directory_prefix_and_archive_hold_the_same(shared_dir, tmp_path):
     archive = shared_dir / "fixtures/efficientnet-lite0.tar.gz"
     network = resolve("efficientnet-lite0")
     with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python < 3.11.4
+        tar.extractall(tmp_path)
     directory = tmp_path / "efficientnet-lite0"
     (directory / "checkpoint").write_text('model_checkpoint_path: "/another/machine/model.ckpt"\n')
     wanted = load.read(archive, network)

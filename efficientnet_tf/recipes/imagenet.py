@@ -248,15 +248,16 @@ def _imagenet21k_ft1k(variant: str, size: int) -> Config:
 # fmt: off
 RECIPES: dict[str, Config] = {
     # V1 Table 2 (top-1), V1 README.md "with AutoAugment"; hours re-measured   top-1   hours
-    "imagenet-b0": _v1("efficientnet-b0"),                                   #  77.1
-    "imagenet-b1": _v1("efficientnet-b1"),                                   #  79.1
-    "imagenet-b2": _v1("efficientnet-b2"),                                   #  80.1
+    "imagenet-b0": _v1("efficientnet-b0"),                                   #  77.1   not reported
+    "imagenet-b1": _v1("efficientnet-b1"),                                   #  79.1   not reported
+    "imagenet-b2": _v1("efficientnet-b2"),                                   #  80.1   not reported
     "imagenet-b3": _v1("efficientnet-b3"),                                   #  81.6    10
     "imagenet-b4": _v1("efficientnet-b4"),                                   #  82.9    21
     "imagenet-b5": _v1("efficientnet-b5"),                                   #  83.6    43
     "imagenet-b6": _v1("efficientnet-b6"),                                   #  84.0    75
     "imagenet-b7": _v1("efficientnet-b7"),                                   #  84.3   139
     # V1 README.md "with RandAugment": two operations of magnitude 17, 28
+    # Hardware and hours: not reported.
     "imagenet-b5-randaugment": _v1_randaugment("efficientnet-b5", 17.0),     #  83.7
     "imagenet-b7-randaugment": _v1_randaugment("efficientnet-b7", 28.0),     #  84.7
 
@@ -265,10 +266,12 @@ RECIPES: dict[str, Config] = {
     "imagenet-v2-m-paper": _v2_paper("efficientnetv2-m", 380, 20.0, 0.2, 0.4),      #  85.1   13
     # Mixup of L: 0.4 in every transcription of the paper's table, 0.5 in the released code.
     "imagenet-v2-l-paper": _v2_paper("efficientnetv2-l", 380, 25.0, 0.4, 0.5),      #  85.7   24
+    # Hardware and hours of what the code does: not reported.
     # V2 effnetv2_configs.py: RandAugment, mixup and cutmix             V2 README.md:  top-1
     "imagenet-v2-s-released": _v2_released("efficientnetv2-s", 10.0, 0.0),          #  83.9
     "imagenet-v2-m-released": _v2_released("efficientnetv2-m", 15.0, 0.2),          #  85.2
     "imagenet-v2-l-released": _v2_released("efficientnetv2-l", 20.0, 0.5),          #  85.7
+    # Hardware and hours of B0 to B3: not reported.
     # V2 Sec. 6.1, Table 11                               effnetv2_configs.py, README:  top-1
     "imagenet-v2-b0-paper": _v2_base_paper("efficientnetv2-b0"),                    #  78.7
     "imagenet-v2-b1-paper": _v2_base_paper("efficientnetv2-b1"),                    #  79.8
@@ -289,6 +292,7 @@ RECIPES: dict[str, Config] = {
     "imagenet21k-v2-l": _imagenet21k("efficientnetv2-l"),
     "imagenet21k-v2-xl": _imagenet21k("efficientnetv2-xl"),
     # Training sizes are the evaluation's, rounded down to 16 px (main.py).
+    # Hours of B0 to B3 and XL: not reported.
     # V2 Sec. 5.2, V2 README.md; hours with pre-training, Table 7                top-1   hours
     "imagenet21k-ft1k-v2-b0": _imagenet21k_ft1k("efficientnetv2-b0", 224),   #  not reported
     "imagenet21k-ft1k-v2-b1": _imagenet21k_ft1k("efficientnetv2-b1", 240),   #  not reported

@@ -81,6 +81,7 @@ _SMALL_PROGRESSIVE = dataclasses.replace(
 
 # Made-up pictures through every part of a run in seconds: crop, RandAugment, mixup, cutmix, two
 # progressive stages, moving average, evaluation. They are noise: no accuracy to expect.
+# Hardware: any, a processor's core is enough. Of neither paper.
 _SMOKE = Config(
     model=ModelConfig(
         variant="efficientnetv2-b0",

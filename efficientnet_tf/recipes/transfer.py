@@ -69,6 +69,7 @@ _FINETUNE = Config(
 )
 
 RECIPES: dict[str, Config] = {
+    # Hardware and hours of the papers' transfer sets, cifar10 to aircraft: not reported.
     # V2 Table 8, V2-S: 98.7 %
     "cifar10": _transfer("tfds:cifar10"),
     # V2 Table 8, V2-S: 91.5 %
@@ -90,7 +91,7 @@ RECIPES: dict[str, Config] = {
     # V1 Table 5, B3: 90.7 %; not reported for V2. FGVC Aircraft is not in TensorFlow Datasets:
     # give its folder, with train/<variant>/ (6,667 pictures) and test/<variant>/ (3,333).
     "aircraft": _transfer("folder:aircraft"),
-    # 5,000 and 8,000 labelled pictures of 96x96; neither paper reports it
+    # 5,000 and 8,000 labelled pictures of 96x96; neither paper reports it, nor hardware for it
     "stl10": _transfer("tfds:stl10"),
     # Your own pictures; no accuracy to expect
     "finetune": _FINETUNE,
