@@ -104,6 +104,11 @@ def _usage(names: "Sequence[str]") -> str:
         return "--precision needs --measure"
     if _WRITE.value and len(names) != 1:
         return "--write takes one network"
+    if _SCALE.value and _RESOLUTION.value:
+        return (
+            "--scale keeps to its budgets at the resolution that it scales to: give it there, as"
+            f" --scale={','.join(_SCALE.value)},resolution={_RESOLUTION.value}"
+        )
     if _COMPARE.value and (_SCALE.value or flags.FLAGS["by"].present or _RESOLUTION.value):
         return "--compare is for published networks as they are: no --scale, --by, --resolution"
     if _COMPARE.value and _BATCH.value and not _MEASURE.value:

@@ -12,6 +12,7 @@ A search that was stopped or killed goes on when it is started again with the sa
 0 when all is done, 1 after an error, 2 for wrong usage, 75 when SIGTERM stopped it.
 """
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ _RESOLUTION = flags.DEFINE_integer(
     None,
     "nas: pixels that the network is for, at which multiply-adds are counted; model.image_size, the"
     " size of the short training, if not given.",
+    lower_bound=1,
 )
 _STEP_EXPONENT = flags.DEFINE_float("step_exponent", -0.07, "nas: w of A * S**w * P**v.")
 _PARAMS_EXPONENT = flags.DEFINE_float("params_exponent", -0.05, "nas: v of A * S**w * P**v.")
@@ -107,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
                 return fail(f"--{name} is used by `search.py {other}` only")
     from efficientnet_tf import config as config_lib  # takes seconds: after the usage is right
     from efficientnet_tf import recipes
-    from efficientnet_tf.train.epochs import Interrupted
+    from efficientnet_tf.train.interruption import Interrupted, at_once
 
     named = {"data.source": _DATA.value, "data.data_dir": _DATA_DIR.value}
     settings = [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -115,8 +117,13 @@ def main(argv: Sequence[str]) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # not every training's settings
     try:
+        asked = _asked_nas() if command == "nas" else _asked_compound()
+    except ValueError as error:
+        return fail(error)
+    try:
         config = config_lib.override(recipes.get(_RECIPE.value), *settings, *_SET.value)
-        (_nas if command == "nas" else _compound)(config, folder)
+        with at_once():  # a training saves itself first
+            (_nas if command == "nas" else _compound)(config, folder, *asked)
     except Interrupted:
         print("\nStopped and saved. The same command goes on.")
         return os.EX_TEMPFAIL
@@ -130,11 +137,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _nas(config, folder: Path) -> None:
-    from efficientnet_tf.search import nas, report, study, trial
-    from efficientnet_tf.search.space import Limits, Space
-    from efficientnet_tf.train import strategy as strategy_lib
+def _asked_nas() -> tuple:
+    """What the flags ask for: how networks are searched, and what the stages may be."""
+    from efficientnet_tf.search import nas
+    from efficientnet_tf.search.space import Limits, check_options
 
+    options = {
+        "convs": _CONVS.value,
+        "layers": _LAYERS.value and _numbers(_LAYERS, int),
+        "kernels": _numbers(_KERNELS, int),
+        "expansions": _numbers(_EXPANSIONS, int),
+    }
+    check_options(**options)
     asked = nas.Search(
         method=_METHOD.value,
         trials=_TRIALS.value,
@@ -146,18 +160,19 @@ def _nas(config, folder: Path) -> None:
         seeds=_numbers(_SEEDS, int),
         seed=_SEARCH_SEED.value,
     )
+    return asked, {**options, "limits": Limits(_limit(_MAX_PARAMS), _limit(_MAX_MACS))}
+
+
+def _nas(config, folder: Path, asked, options: dict) -> None:
+    from efficientnet_tf.search import nas, report, study, trial
+    from efficientnet_tf.search.space import Space
+    from efficientnet_tf.train import strategy as strategy_lib
+
     study.require_optuna()
     strategy = strategy_lib.create()
     source = trial.opened(config)
-    params, macs = (flag.value and int(flag.value) for flag in (_MAX_PARAMS, _MAX_MACS))
-    space = Space(
-        trial.base_of(config, source.num_classes, _RESOLUTION.value),
-        convs=_CONVS.value,
-        layers=_LAYERS.value and _numbers(_LAYERS, int),
-        kernels=_numbers(_KERNELS, int),
-        expansions=_numbers(_EXPANSIONS, int),
-        limits=Limits(params, macs),
-    )
+    base = trial.base_of(config, source.num_classes, _RESOLUTION.value)
+    space = Space(base, **options)
     _tell(f"{space.size:,} networks in the space over {space.base.name}.")
     found = nas.search(
         config,
@@ -178,9 +193,9 @@ def _nas(config, folder: Path) -> None:
     )
 
 
-def _compound(config, folder: Path) -> None:
-    from efficientnet_tf.search import compound, report, trial
-    from efficientnet_tf.train import strategy as strategy_lib
+def _asked_compound() -> tuple:
+    """What the flags ask for."""
+    from efficientnet_tf.search import compound
 
     asked = compound.Search(
         step=_GRID_STEP.value,
@@ -189,6 +204,13 @@ def _compound(config, folder: Path) -> None:
         phis=_numbers(_PHIS, float),
         seeds=_numbers(_SEEDS, int),
     )
+    return (asked,)
+
+
+def _compound(config, folder: Path, asked) -> None:
+    from efficientnet_tf.search import compound, report, trial
+    from efficientnet_tf.train import strategy as strategy_lib
+
     strategy = strategy_lib.create()
     source = trial.opened(config)
     result = compound.search(config, asked, folder, source=source, strategy=strategy, tell=_tell)
@@ -220,6 +242,12 @@ def _shown(config, *parts) -> dict[str, object]:
         name, _, value = setting.partition("=")
         shown[name] = value.rpartition(" (")[0]
     return shown
+
+
+def _limit(flag) -> int | None:
+    if flag.value is not None and not math.isfinite(flag.value):
+        raise ValueError(f"--{flag.name} must be finite. Received: {flag.value}")
+    return None if flag.value is None else int(flag.value)
 
 
 def _numbers(flag, kind) -> tuple:

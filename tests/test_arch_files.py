@@ -3,13 +3,17 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
+from scripting import call_all
 
 import efficientnet_tf as et
 from efficientnet_tf import classifier
 from efficientnet_tf.arch import VARIANTS, BlockArgs, files
 from efficientnet_tf.config import Config, differences, from_json, override, to_json, to_table
 from efficientnet_tf.config.model import describe
+from efficientnet_tf.recipes import RECIPES
 
 OWN = et.Variant(
     "own",
@@ -62,6 +66,19 @@ def test_a_file_stands_for_a_name(path):
     assert classifier.origin(path).variant == "own"
 
 
+def test_a_file_is_exported(root, path, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(np.random.default_rng(0).integers(0, 256, (4, 90, 80, 3))):
+        Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "labels.txt").write_text("\n".join("abcdefg") + "\n")
+    flags = ["--to=out", "--weights=none", "--labels=labels.txt", "--verify=folder:photos"]
+    ((code, _, errors),) = call_all(root, "export", tmp_path, [[path.name, *flags]])
+    assert code == 0, errors
+    manifest = json.loads((tmp_path / "out/saved_model/1/manifest.json").read_text())
+    assert manifest["variant"] == "own"
+    assert manifest["labels"] == list("abcdefg")
+
+
 def test_a_configuration_holds_the_network_itself(path):
     config = override(Config(), f"model.variant={path}", "model.image_size=64")
     path.unlink()
@@ -72,6 +89,19 @@ def test_a_configuration_holds_the_network_itself(path):
     changed = dataclasses.replace(config, model=dataclasses.replace(config.model, variant=other))
     (difference,) = differences(config, changed)
     assert '"bn_momentum": 0.8' in difference
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_variant_replaces_the_whole_network_of_a_recipe(name, path):
+    config = override(RECIPES[name], f"model.variant={path}")
+    rates = {
+        rate: getattr(config.model, rate)
+        for rate in ("dropout_rate", "drop_connect_rate")
+        if getattr(config.model, rate) is not None
+    }
+    assert describe(config.model) == dataclasses.replace(OWN, **rates)
+    wider = override(RECIPES[name], "model.width=2", f"model.variant={path}")
+    assert describe(wider.model).width == 2
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,7 @@ MISTAKES = [
     ({"batch_size": 0}, "batch_size must be at least 1"),
     ({"layer": "top_activatio"}, "no layer 'top_activatio'. Did you mean 'top_activation'"),
     ({"layer": "avg_pool", "method": "gradcam"}, "'avg_pool' has no maps .* the last: .*top_conv"),
+    ({"layer": 3}, "layer must be a name or None. Received: layer=3.* the last: .*top_conv"),
     ({"layer": "top_conv"}, "before the pooling, 'top_activation'"),
     ({"images": np.zeros((0, SIZE, SIZE, 3))}, "at least one picture"),
     ({"images": np.zeros((SIZE, SIZE, 3))}, r"pictures of shape \(any, 64, 64, 3\)"),

@@ -1,6 +1,7 @@
 """Scaling against the published networks, and budgets."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -34,6 +35,7 @@ BUDGETS = {
     "pixels": {"macs": 1_000_000_000, "how": "resolution"},
     "capped": {"params": 20_000_000, "cap_resolution": 256},
     "later": {"params": 20_000_000, "later_stages": True},
+    "both": {"params": 20_000_000, "cap_resolution": 256, "later_stages": True},
 }
 
 
@@ -111,6 +113,20 @@ def test_non_uniform_scaling_of_s_comes_near_m():
     assert repeats[4:] == expected[4:]
 
 
+@pytest.mark.parametrize(
+    ("base", "larger", "params"), [("s", "m", 54_200_000), ("m", "l", 118_600_000)]
+)
+def test_non_uniform_scaling_inside_a_budget_comes_near_the_next_network(base, larger, params):
+    network = scale(f"efficientnetv2-{base}", params=params, cap_resolution=480, later_stages=True)
+    _, repeats = outputs(network)
+    _, expected = outputs(f"efficientnetv2-{larger}")
+    if base == "s":  # whose last stage the larger ones split
+        expected = [*expected[:-2], sum(expected[-2:])]
+    assert max(abs(a - b) for a, b in zip(repeats, expected, strict=True)) == 1
+    assert network.resolution == 480
+    assert 0.995 * params < count(network).total.trainable <= params
+
+
 def test_later_stages_keep_what_the_family_does_not_scale():
     _, repeats = outputs(scaled("efficientnet-lite0", depth=3, later_stages=True))
     assert (repeats[0], repeats[-1]) == (1, 1)  # fix_head_stem
@@ -144,9 +160,11 @@ def test_the_largest_network_inside_a_budget(base, budget):
         width=network.width * (1.001 if how in ("compound", "width") else 1),
         resolution=network.resolution + (how in ("compound", "resolution")),
     )
-    if "later_stages" in asked:  # whose depth is in the blocks
-        rows = [dataclasses.replace(row, repeats=row.repeats + 1) for row in network.blocks]
-        grown = dataclasses.replace(grown, blocks=tuple(rows))
+    if "later_stages" in asked:  # whose depth is in the blocks: a millionth of phi
+        phi = math.log(network.width / start.width, 1.1) + 1e-6
+        growth = {"depth": 1.2**phi, "width": 1.1**phi, "resolution": 1.15**phi}
+        cap = asked.get("cap_resolution")
+        grown = scaled(start, **growth, cap_resolution=cap, later_stages=True)
     broken = [name for name, limit in limits.items() if costs(grown)[name] > limit]
     assert broken
 
@@ -205,6 +223,10 @@ def test_what_is_not_possible_is_an_error_that_says_what_is():
         ({"macs": 1e8, "measure": costs}, "latency and measure belong together"),
         ({"macs": 1e8, "how": "both"}, "how must be one of"),
         ({"macs": 1e8, "beta": 0.9}, "must be at least 1"),
+        ({"macs": 1e8, "beta": math.nan}, "must be at least 1, and finite"),
+        ({"macs": 1e8, "gamma": math.inf}, "must be at least 1, and finite"),
+        ({"macs": 1e8, "how": "width", "later_stages": True}, "how=compound or depth"),
+        ({"macs": 1e8, "how": "resolution", "later_stages": True}, "how=compound or depth"),
         ({"macs": 1e8, "how": "width", "beta": 1.0}, "Nothing grows"),
         ({"macs": 1e8, "resolution": 16}, "resolution must be at least 32"),
         ({"macs": 1e8, "resolution": 64, "how": "resolution"}, "resolution is fixed"),
@@ -214,6 +236,12 @@ def test_what_is_not_possible_is_an_error_that_says_what_is():
             scale(B0, **arguments)
     with pytest.raises(ValueError, match="Did you mean 'efficientnet-b0'"):
         scale("efficientnet-b00", macs=1e8)
+
+
+@pytest.mark.parametrize("phi", [math.inf, -math.inf, math.nan, 1000, -1000])
+def test_a_phi_that_cannot_be_counted_is_an_error(phi):
+    with pytest.raises(ValueError, match=r"phi must scale each dimension by 0\.0001 to 400 times"):
+        compound_scale(B0, phi)
 
 
 @pytest.mark.parametrize("row", V1_TABLE_3, ids=str)

@@ -117,6 +117,10 @@ def test_names_in_the_family_s_figure_do_not_cover_each_other(tmp_path):
         assert len(boxes) >= 18
         for index, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[:index]), axes.texts[index]
+        legend = axes.get_legend().get_window_extent(renderer)
+        for line in axes.lines:
+            marks = drawing._along(axes.transData.transform(line.get_xydata()))
+            assert not any(legend.contains(*mark) for mark in marks), line.get_label()
     drawing.save(figure, tmp_path / "family.png")
     with Image.open(tmp_path / "family.png") as opened:
         assert opened.size == (1380, 1152)

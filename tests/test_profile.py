@@ -37,10 +37,21 @@ def test_drop_rates_are_those_of_the_built_model():
     rows = profile.rows("efficientnetv2-b0", 64, by="layer")
     model = et.build("efficientnetv2-b0", input_shape=(64, 64, 3))
     rates = {layer.name: layer.rate for layer in model.layers if hasattr(layer, "rate")}
-    assert {row["layer"]: row["drop rate"] for row in rows if row["drop rate"]} == rates
-    last = [row for row in profile.rows("efficientnetv2-b0", by="stage") if row["drop rates"]][-2]
-    assert (last["stage"], last["drop rates"]) == ("stage6", "0.133–0.190")  # 0.2 * 14, 20 / 21
-    assert profile.rows("resnet-50")[0]["drop rates"] == ""
+    columns = "drop_connect_rate", "dropout_rate"
+    for row in rows:
+        assert {type(row[name]) for name in columns} <= {float, type(None)}
+    found = {row["layer"]: row[name] for row in rows for name in columns if row[name]}
+    assert found == rates
+    (top,) = [row["layer"] for row in rows if row["dropout_rate"]]
+    assert top == "top_dropout"
+    *_, last, head = profile.rows("efficientnetv2-b0", by="stage")
+    assert last["stage"] == "stage6"
+    assert [last[name] for name in columns] == ["0.133–0.190", None]  # 0.2 * 14, 20 / 21
+    assert [head[name] for name in columns] == ["", 0.2]
+    # Of 55 blocks, of which the first of each stage has nothing to drop: 0.2 / 55, 0.2 * 54 / 55.
+    (whole,) = profile.rows("efficientnet-b7")
+    assert [whole[name] for name in columns] == ["0.004–0.196", 0.5]
+    assert [profile.rows("resnet-50")[0][name] for name in columns] == ["", None]
 
 
 def test_published_numbers_are_near_the_counted_ones():
@@ -193,9 +204,10 @@ def test_no_pictures_are_an_error():
     [
         (("--blocks", "--format=json"), "--blocks is for people"),
         (("--compare", "--batch=8"), "--compare counts one picture"),
+        (("--scale=macs=1e8", "--resolution=300"), "as --scale=macs=1e8,resolution=300"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(root, arguments, message):
+def test_options_that_would_mislead_are_refused(root, arguments, message):
     done = run(root, "efficientnet-b0", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

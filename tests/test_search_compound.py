@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 
@@ -13,6 +14,7 @@ from efficientnet_tf.recipes import RECIPES
 from efficientnet_tf.search import compound, report
 from efficientnet_tf.search import trial as trial_lib
 from efficientnet_tf.search.trial import Trial
+from efficientnet_tf.train import workdir
 
 CONFIG = override(
     RECIPES["digits"],
@@ -113,6 +115,64 @@ def test_both_steps(trained, tmp_path):
     assert files.read(tmp_path / "work" / compound.BEST) == expected
 
 
+class Killed(BaseException):
+    pass
+
+
+def test_nothing_is_lost_when_it_is_killed_at_any_moment(trained, tmp_path, monkeypatch):
+    whole = search(tmp_path / "whole")
+    networks = sorted(trained)
+    trained.clear()
+    events = {"count": 0, "kill": None}
+    train = trial_lib.run
+
+    def event():
+        events["count"] += 1
+        if events["count"] == events["kill"]:
+            raise Killed
+
+    def stored(variant, config, folder, **kwargs):
+        result = folder / "done"
+        known = trained[:]
+        answer = train(variant, config, folder, **kwargs)
+        if result.exists():
+            trained[:] = known
+        folder.mkdir(parents=True, exist_ok=True)
+        result.write_text("")
+        return answer
+
+    def watched(module, name, function):
+        def call(*args, **kwargs):
+            event()
+            result = function(*args, **kwargs)
+            event()
+            return result
+
+        monkeypatch.setattr(module, name, call)
+
+    watched(trial_lib, "run", stored)
+    watched(workdir, "write_text", workdir.write_text)
+    watched(files, "write", files.write)
+    folder = tmp_path / "killed"
+    lines: list[str] = []
+    for kills in itertools.count(2):
+        # At each event in turn; and after each, once more on the way back there.
+        events |= {"count": 0, "kill": max(1, kills // (4 if kills % 2 else 2))}
+        try:
+            result = search(folder)
+            break
+        except Killed:
+            path = folder / compound.TRIALS
+            now = path.read_text().splitlines() if path.exists() else []
+            assert now[: len(lines)] == lines
+            lines = now
+    assert kills > 4 * len(networks)
+    assert result == whole
+    assert sorted(trained) == networks  # each once
+    for name in (compound.TRIALS, compound.BEST, compound.SETTINGS):
+        assert (folder / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
 def test_it_goes_on_with_the_same_settings_only(trained, tmp_path):
     search(tmp_path / "work")
     with pytest.raises(FileExistsError, match=r"other settings: step 0\.2, now 0\.1"):
@@ -133,6 +193,9 @@ def test_what_cannot_be_searched_is_refused(trained, tmp_path):
         {"step": 0},
         {"tolerance": -1},
         {"slack": 0.5},
+        {"slack": math.nan},
+        {"phis": (1.0, math.inf)},
+        {"phis": (math.nan,)},
         {"phis": ()},
         {"phis": (2.0, 1.0)},
         {"phis": (1.0, 1.0)},

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import math
+import socket
 
 import pytest
 
@@ -25,6 +27,7 @@ CONFIG = override(
     "model.head_filters=32",
 )
 SPACE = Space(trial_lib.base_of(CONFIG, 10), layers=(1, 2))
+WORKER_OF = study.worker_of
 
 
 def accuracy_of(variant):
@@ -146,7 +149,7 @@ def test_several_share_a_study(trained, tmp_path):
     tried = study.tried(opened)
     left = next(choice for choice in itertools.product(*SPACE.options) if choice not in tried)
     study.start(opened, SPACE, left, "elsewhere")
-    found = search(tmp_path / "two", storage=storage, trials=4)
+    found = search(tmp_path / "two", storage=storage, trials=5)  # that one included
     assert [one.number for one in found] == [0, 1, 3, 4]
     assert {one.worker for one in found} == {
         study.worker_of(tmp_path / "one"), study.worker_of(tmp_path / "two"),
@@ -154,6 +157,59 @@ def test_several_share_a_study(trained, tmp_path):
     assert left not in {one.choice for one in found}
     lines = (tmp_path / "two" / nas.TRIALS).read_text().splitlines()
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_two_begin_at_the_same_moment_is_trained_once(trained, tmp_path, monkeypatch, same):
+    start, others = study.start, []
+
+    def second(opened, space, choice, worker):
+        if not others and (same or trained):  # another worker is a moment earlier
+            tried = study.tried(opened) | {choice}
+            left = next(each for each in itertools.product(*SPACE.options) if each not in tried)
+            others.append(start(opened, space, choice if same else left, "elsewhere"))
+        return start(opened, space, choice, worker)
+
+    monkeypatch.setattr(study, "start", second)
+    found = search(tmp_path / "work", trials=3 if same else 2)
+    (other,) = others
+    # Trial 1 has the network of trial 0; or trial 1 is the second one, and trial 2 one too many.
+    assert other.number == (0 if same else 1)
+    assert [one.number for one in found] == ([2, 3] if same else [0])
+    assert study.choice_of(other) not in {one.choice for one in found}
+    assert trained == [f"{one.number:04d}" for one in found]
+    found = search(tmp_path / "work", trials=4)
+    assert [one.number for one in found] == ([2, 3, 4] if same else [0, 3, 4])
+
+
+def test_a_search_whose_trials_others_train_says_so(trained, tmp_path):
+    asked = nas.Search(trials=1, population=3, sample=2)
+    settings = nas._settings(CONFIG, SPACE, asked)
+    opened = study.begin(str(tmp_path / "study.log"), "nas", settings)
+    study.start(opened, SPACE, next(itertools.product(*SPACE.options)), "elsewhere")
+    with pytest.raises(RuntimeError, match="No trial has ended yet: others are training"):
+        search(tmp_path / "work", trials=1)
+
+
+def test_a_worker_is_the_same_in_another_place_and_on_another_machine(
+    trained, tmp_path, monkeypatch
+):
+    def killed(*_, **__):
+        raise Killed
+
+    space = Space(SPACE.base, layers=(1,))  # in which no trial fails, whatever the worker is called
+    monkeypatch.setattr(study, "worker_of", WORKER_OF)
+    monkeypatch.setattr(socket, "gethostname", lambda: "one")
+    storage = str(tmp_path / "study.log")
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_lib, "run", killed)
+        with pytest.raises(Killed):
+            search(tmp_path / "here", space, storage, trials=1)
+    monkeypatch.setattr(socket, "gethostname", lambda: "other")
+    (tmp_path / "here").rename(tmp_path / "there")
+    (found,) = search(tmp_path / "there", space, storage, trials=1)
+    assert trained == ["0000"]
+    assert found.worker == f"one:{(tmp_path / 'here').resolve()}"  # as it was named before
 
 
 def test_other_settings_are_refused(trained, tmp_path):
@@ -176,6 +232,12 @@ def test_budgets(trained, tmp_path):
     assert len(search(tmp_path / "time" / "work", minutes=1.2)) == 3  # of half a minute each
     with pytest.raises(ValueError, match="needs an end"):
         nas.Search()
+    for wrong in ({"minutes": math.nan}, {"minutes": math.inf}, {"trials": 0}):
+        with pytest.raises(ValueError, match="must be > 0 and finite, or None"):
+            nas.Search(**wrong)
+    for name in ("step_exponent", "params_exponent"):
+        with pytest.raises(ValueError, match=f"{name} must be finite"):
+            nas.Search(trials=1, **{name: math.nan})
     with pytest.raises(ValueError, match=r"sample must lie in \[1, population\]"):
         nas.Search(trials=1, population=3, sample=4)
     with pytest.raises(ValueError, match="seeds must be"):

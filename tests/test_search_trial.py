@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from scripting import call_all
 
 from efficientnet_tf import config as config_lib
 from efficientnet_tf.arch import files
@@ -169,13 +170,33 @@ def test_wrong_usage(root, arguments, expected):
     assert expected in done.stderr
 
 
+def test_wrong_values_are_wrong_usage(root, tmp_path):
+    cases = {
+        "A search needs an end: give trials, minutes or both.": ["nas"],
+        "trials must be > 0": ["nas", "--trials=0"],
+        "minutes must be > 0 and finite": ["nas", "--minutes=nan"],
+        "convs must be some of": ["nas", "--trials=1", "--convs=foo"],
+        "layers must be integers >= 1": ["nas", "--trials=1", "--layers=0,1"],
+        "--layers expects numbers": ["nas", "--trials=1", "--layers=one"],
+        "--max_params must be finite": ["nas", "--trials=1", "--max_params=inf"],
+        "--max_macs must be finite": ["nas", "--trials=1", "--max_macs=nan"],
+        "params must be >= 1": ["nas", "--trials=1", "--max_params=0"],
+        "phis must be": ["compound", "--phis=inf"],
+        "--seeds expects numbers": ["compound", "--seeds=a"],
+    }
+    answers = call_all(root, "search", tmp_path, list(cases.values()))
+    for expected, (code, output, errors) in zip(cases, answers, strict=True):
+        assert (code, output) == (2, "")
+        assert errors.startswith("error: ")
+        assert expected in errors
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("nas",), "A search needs an end: give trials, minutes or both."),
         (("nas", "--trials=1", "--max_params=1000"), "The smallest has"),
-        (("nas", "--trials=1", "--layers=one"), "--layers expects numbers"),
         (("nas", "--trials=1", "--set=model.variant=effnet"), "effnet"),
         (("compound", "--grid_step=0.7", "--tolerance=0"), "Take smaller steps"),
         (("compound", "--set=model.weights=imagenet"), "random weights"),

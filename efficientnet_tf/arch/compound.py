@@ -44,9 +44,14 @@ def compound_scale(
         The scaled network, whose name tells its coefficients.
 
     Raises:
-        ValueError: unknown name, or a coefficient below 1.
+        ValueError: unknown name, a coefficient below 1, or a phi beyond what can be counted.
     """
     _check_coefficients(alpha, beta, gamma)
+    if not math.log(_LEAST) <= phi * math.log(max(alpha, beta, gamma)) <= math.log(_MOST):
+        raise ValueError(
+            f"phi must scale each dimension by {_LEAST:g} to {_MOST:g} times. Received:"
+            f" phi={phi!r} with coefficients {alpha:g}, {beta:g}, {gamma:g}"
+        )
     return scaled(base, depth=alpha**phi, width=beta**phi, resolution=gamma**phi)
 
 
@@ -148,6 +153,8 @@ def scale(
     given = {"params": params, "macs": macs, "memory": memory, "latency": latency}
     limits = {name: limit for name, limit in given.items() if limit is not None}
     _check_request(limits, measure, resolution, how, cap_resolution)
+    if later_stages and how not in ("compound", "depth"):
+        raise ValueError(f"later_stages needs how=compound or depth. Received: how={how!r}")
     if resolution is not None:
         start = _resized(start, resolution)
         gamma = 1.0
@@ -266,9 +273,10 @@ def _repeats(base: Variant | Baseline, stage: int, growth: float) -> int:
 
 
 def _check_coefficients(alpha: float, beta: float, gamma: float) -> None:
-    if min(alpha, beta, gamma) < 1:
+    if not all(1 <= rate < math.inf for rate in (alpha, beta, gamma)):
         raise ValueError(
-            f"alpha, beta and gamma must be at least 1. Received: {alpha}, {beta}, {gamma}"
+            "alpha, beta and gamma must be at least 1, and finite. Received:"
+            f" {alpha}, {beta}, {gamma}"
         )
 
 

@@ -18,6 +18,8 @@ Form = Literal["table", "csv", "json"]
 Row = dict[str, Any]
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_CONNECT, _DROPOUT = "drop_connect_rate", "dropout_rate"
+_TOP = "top_dropout"  # the layer before the classifier
 _TRAINING = ("float32", "bfloat16")  # int8 is for inference
 
 
@@ -39,8 +41,9 @@ def rows(
     Returns:
         The rows. Parameters are trainable ones and moving statistics; multiply-adds and activations
         are those of one picture; weights are the bytes of all parameters; memory is the most bytes
-        of activations at once (see `Complexity.memory`); drop rates are probabilities, of the
-        blocks' branches and before the classifier.
+        of activations at once (see `Complexity.memory`); drop_connect_rate is the probability with
+        which blocks' branches are dropped, of the first and the last that are, and dropout_rate
+        that before the classifier.
 
     Raises:
         ValueError: unknown name, or `by`, or a size below 1.
@@ -58,12 +61,12 @@ def rows(
     modes = _modes(batch_size)
     if by == "network":
         memory = {key: cost.peak_memory(*mode) for key, mode in modes.items()}
-        return [{**start, **_sums(cost.total), **memory, **_rates(list(drops.values()))}]
+        return [{**start, **_sums(cost.total), **memory, **_rates(drops)}]
     peaks = {key: cost.stage_memory(*mode) for key, mode in modes.items()}
     stage_of = {layer.name: layer.stage for layer in cost.layers}
     found = []
     for stage, sums in cost.stages.items():
-        own = [rate for name, rate in drops.items() if stage_of[name] == stage]
+        own = {name: rate for name, rate in drops.items() if stage_of[name] == stage}
         memory = {key: peak[stage] for key, peak in peaks.items()}
         found.append({**start, "stage": stage, **_sums(sums), **memory, **_rates(own)})
     return found
@@ -232,7 +235,8 @@ def _layer_rows(start: Row, cost: Complexity, drops: dict[str, float], batch_siz
                 "activations": layer.activations,
                 **{f"weights {dtype}": size * params for dtype, size in _BYTES.items()},
                 **{key: held[layer.name] for key, held in memory.items()},
-                "drop rate": drops.get(layer.name),
+                _CONNECT: None if layer.name == _TOP else drops.get(layer.name),
+                _DROPOUT: drops.get(layer.name) if layer.name == _TOP else None,
             }
         )
     return found
@@ -243,13 +247,14 @@ def _drop_rates(base: Variant | Baseline) -> dict[str, float]:
     if isinstance(base, Baseline):
         return {}
     rates = {f"{block.name}_drop": block.drop_rate for block in resolve(base).blocks}
-    rates["top_dropout"] = base.dropout_rate
+    rates[_TOP] = base.dropout_rate
     return {name: rate for name, rate in rates.items() if rate}
 
 
-def _rates(rates: list[float]) -> Row:
-    text = "–".join(f"{rate:.3f}" for rate in dict.fromkeys((rates[0], rates[-1]))) if rates else ""
-    return {"drop rates": text}
+def _rates(drops: dict[str, float]) -> Row:
+    blocks = [rate for name, rate in drops.items() if name != _TOP]
+    ends = dict.fromkeys((*blocks[:1], *blocks[-1:]))
+    return {_CONNECT: "–".join(f"{rate:.3f}" for rate in ends), _DROPOUT: drops.get(_TOP)}
 
 
 def _operator(base: Variant | Baseline, stage: str) -> tuple[str, int | None, int]:

@@ -215,6 +215,10 @@ def _find(network: _Network, name: str | None) -> int:
     if name is None:
         return _last_maps(network)
     calls, wide = network.calls, _with_maps(network.calls)
+    last = f"{len(wide)} layers have maps (cam.layers lists them); the last: "
+    last += ", ".join(list(wide)[-_TOLD:])
+    if not isinstance(name, str):
+        raise ValueError(f"layer must be a name or None. Received: layer={name!r}. {last}")
     everything = [call.path for call in calls.calls] + list(calls.models)
     if name in wide:
         return wide[name]
@@ -230,10 +234,7 @@ def _find(network: _Network, name: str | None) -> int:
     short = {path.rpartition("/")[2]: path for path in wide}
     close = difflib.get_close_matches(name, [*wide, *short], n=3, cutoff=0.7)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    last = ", ".join(list(wide)[-_TOLD:])
-    raise ValueError(
-        f"{reason}{hint} {len(wide)} layers have maps (cam.layers lists them); the last: {last}"
-    )
+    raise ValueError(f"{reason}{hint} {last}")
 
 
 def _last_maps(network: _Network) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,11 +62,13 @@ class Search:
             raise ValueError(
                 f"tolerance must lie in [0, 1). Received: tolerance={self.tolerance!r}"
             )
-        if self.slack < 1:
+        if not self.slack >= 1:
             raise ValueError(f"slack must be >= 1. Received: slack={self.slack!r}")
-        if not self.phis or min(self.phis) <= 0 or sorted(set(self.phis)) != list(self.phis):
+        finite = all(0 < phi < math.inf for phi in self.phis)
+        if not self.phis or not finite or sorted(set(self.phis)) != list(self.phis):
             raise ValueError(
-                f"phis must be one or more rising numbers > 0. Received: phis={self.phis!r}"
+                "phis must be one or more rising numbers > 0, and finite. Received:"
+                f" phis={self.phis!r}"
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
@@ -254,7 +257,8 @@ class _Trials:
         self._source, self._strategy, self._tell = source, strategy, tell
         self._base_macs = count(base).total.macs
         self._ended: dict[object, Scaled] = {}
-        self._lines: list[Scaled] = []
+        # Of the trials that ended before, too: the file never has fewer lines than it had.
+        self._lines = _lines(folder / TRIALS)
 
     def run(self, name: str, which: tuple[float, ...] | None, variant: Variant) -> Scaled:
         before = self._ended.get(_key(variant))
@@ -276,9 +280,12 @@ class _Trials:
             self._ended[_key(variant)] = one
             told = result.failed or f"{result.accuracy:.2%}, {one.macs_ratio:.2f} x the base"
             self._tell(f"{name}: {told}, {result.seconds:.0f} s")
-        self._lines.append(one)
-        text = "".join(f"{json.dumps(line(each))}\n" for each in self._lines)
-        workdir.write_text(self._folder / TRIALS, text)
+        text = json.dumps(line(one))
+        if self._lines.get(name) != text:
+            self._lines[name] = text
+            workdir.write_text(
+                self._folder / TRIALS, "".join(f"{each}\n" for each in self._lines.values())
+            )
         return one
 
 
@@ -297,6 +304,12 @@ def line(one: Scaled) -> dict[str, Any]:
         "note": one.note,
         **dataclasses.asdict(trial),
     }
+
+
+def _lines(path: Path) -> dict[str, str]:
+    """The lines of trials.jsonl by the names of their trials; none where it is missing."""
+    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {json.loads(text)["trial"]: text for text in texts}
 
 
 def _key(variant: Variant) -> object:

@@ -36,7 +36,8 @@ class Search:
 
     Attributes:
         method: "evolution" (see `evolution.evolve`) or "random".
-        trials: of the study, at which it ends; None for no limit.
+        trials: of the study, at which it ends, those that others have begun included; None for no
+            limit.
         minutes: of all trials together, after which none begins; None for no limit.
         population: networks alive in "evolution".
         sample: of them, that compete for being the parent.
@@ -65,8 +66,13 @@ class Search:
             raise ValueError("A search needs an end: give trials, minutes or both.")
         for name in ("trials", "minutes"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be > 0 or None. Received: {name}={value!r}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(
+                    f"{name} must be > 0 and finite, or None. Received: {name}={value!r}"
+                )
+        for name in ("step_exponent", "params_exponent"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name} must be finite. Received: {name}={value!r}")
         if not 1 <= self.sample <= self.population:
             raise ValueError(
                 "sample must lie in [1, population]. Received:"
@@ -134,7 +140,7 @@ def search(
     Raises:
         BlockingIOError: a search is going on in the folder.
         ValueError: the study was begun with other settings.
-        RuntimeError: all trials failed.
+        RuntimeError: all trials failed, or none has ended.
         ImportError: Optuna is missing.
         Interrupted: SIGTERM came; the search is saved.
     """
@@ -153,14 +159,18 @@ def search(
         base = None
         while True:
             trial = next(iter(study_lib.unfinished(study, worker)), None)
+            is_new = trial is None
             if trial is None:
-                if _is_over(asked, found):
+                if _is_over(asked, study, found):
                     break
                 choice = _next(study, space, asked, found, worker)
                 if choice is None:
                     logging.warning("No network was found that was not tried before.")
                     break
                 trial = study_lib.start(study, space, choice, worker)
+            if _is_too_many(asked, study, trial, is_new):
+                study_lib.give_up(study, trial)
+                continue
             if base is None:
                 base = timing.stepper(trial_lib.settings(config, space.base, 0), source, strategy)
             choice = study_lib.choice_of(trial)
@@ -180,11 +190,11 @@ def search(
             found = _found(study, space)
             _write(folder, found)
         _write(folder, found)
+    if not found:
+        raise RuntimeError("No trial has ended yet: others are training all that were asked for.")
     if not any(one.reward == one.reward for one in found):
         reasons = {one.trial.failed for one in found}
-        raise RuntimeError(
-            f"All {len(found)} trials failed: {'; '.join(sorted(reasons)) or 'there was none'}"
-        )
+        raise RuntimeError(f"All {len(found)} trials failed: {'; '.join(sorted(reasons))}")
     return found
 
 
@@ -216,8 +226,16 @@ def _next(study, space: Space, asked: Search, found: Sequence[Found], worker: st
     )
 
 
-def _is_over(asked: Search, found: Sequence[Found]) -> bool:
-    if asked.trials is not None and len(found) >= asked.trials:
+def _is_too_many(asked: Search, study, trial, is_new: bool) -> bool:
+    """Whether another worker, at the same moment, began the same network or the last trial."""
+    earlier = study_lib.begun(study, trial)
+    if is_new and asked.trials is not None and len(earlier) >= asked.trials:
+        return True
+    return study_lib.choice_of(trial) in map(study_lib.choice_of, earlier)
+
+
+def _is_over(asked: Search, study, found: Sequence[Found]) -> bool:
+    if asked.trials is not None and len(study_lib.begun(study)) >= asked.trials:
         return True
     seconds = sum(one.trial.seconds for one in found)
     return asked.minutes is not None and seconds >= 60 * asked.minutes

@@ -69,6 +69,24 @@ class Limits:
         )
 
 
+def check_options(
+    convs: Sequence[str],
+    layers: Sequence[int] | None,
+    kernels: Sequence[int],
+    expansions: Sequence[int],
+) -> None:
+    """Refuses what no stage can be made of; arguments are those of `Space`.
+
+    Raises:
+        ValueError: says what is possible.
+    """
+    for name, values in {"kernels": kernels, "expansions": expansions, "layers": layers}.items():
+        if values is not None and (not values or min(values) < 1):
+            raise ValueError(f"{name} must be integers >= 1. Received: {name}={values!r}")
+    if not convs or not set(convs) <= set(CONVS):
+        raise ValueError(f"convs must be some of {CONVS}. Received: convs={tuple(convs)!r}")
+
+
 class Space:
     """The networks over a base, and what each costs.
 
@@ -98,13 +116,7 @@ class Space:
         expansions: Sequence[int] = EXPANSIONS,
         limits: Limits | None = None,
     ):
-        for name, values in {"kernels": kernels, "expansions": expansions}.items():
-            if not values or min(values) < 1:
-                raise ValueError(f"{name} must be integers >= 1. Received: {name}={values!r}")
-        if not convs or not set(convs) <= set(CONVS):
-            raise ValueError(f"convs must be some of {CONVS}. Received: convs={tuple(convs)!r}")
-        if layers is not None and (not layers or min(layers) < 1):
-            raise ValueError(f"layers must be integers >= 1. Received: layers={layers!r}")
+        check_options(convs, layers, kernels, expansions)
         if not {stage.conv for stage in base.blocks} <= set(CONVS):
             raise ValueError(
                 f"The base must be made of MBConv and Fused-MBConv. {base.name} has other blocks."

@@ -8,9 +8,12 @@ again when it is started anew.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efficientnet_tf import writing
 from efficientnet_tf.search.settings import changes, plain
 from efficientnet_tf.search.space import Choice, Space, of_parameters, parameters
 
@@ -22,6 +25,7 @@ _SETTINGS = "settings"
 _WORKER = "worker"
 _RESULT = "result"
 _JOURNAL = ".log"
+_WORKER_FILE = "worker.txt"
 
 
 def require_optuna():
@@ -125,6 +129,27 @@ def end(study: Study, trial: FrozenTrial, result: Mapping[str, Any], reward: flo
         study.tell(trial.number, reward)
 
 
+def give_up(study: Study, trial: FrozenTrial) -> None:
+    """Ends a trial that is not to be trained; it does not count."""
+    study.tell(trial.number, state=require_optuna().trial.TrialState.PRUNED)
+
+
+def begun(study: Study, before: FrozenTrial | None = None) -> list[FrozenTrial]:
+    """Trials of all workers, ended or not, but for those that were given up.
+
+    Args:
+        study: that they belong to.
+        before: a trial, for those that were begun earlier; None for all. Storages number trials in
+            the order in which they were written, so that workers agree about what is earlier.
+    """
+    given_up = require_optuna().trial.TrialState.PRUNED
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != given_up and (before is None or trial.number < before.number)
+    ]
+
+
 def ended(study: Study) -> list[FrozenTrial]:
     """Trials of all workers that ended, in the order in which they did; also those that failed."""
     states = require_optuna().trial.TrialState
@@ -148,10 +173,20 @@ def result_of(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def worker_of(folder: str | os.PathLike) -> str:
-    """Names the process of a folder: no other one has the folder on this machine."""
-    import socket
+    """Names the process of a folder: no other one has the folder.
 
-    return f"{socket.gethostname()}:{os.path.realpath(folder)}"
+    The name is kept there, so that the worker is the same one where the folder has been moved, or
+    the machine has another name, as a container that was started anew.
+
+    Args:
+        folder: that this process has locked.
+    """
+    path = Path(folder) / _WORKER_FILE
+    if not path.exists():
+        with writing.whole(path) as temporary:
+            name = f"{socket.gethostname()}:{os.path.realpath(folder)}"
+            temporary.write_text(f"{name}\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").rstrip("\n")
 
 
 def _columns(space: Space):
