@@ -38,11 +38,14 @@ class Browser:
         self._process = process
         self._write, self._read = to_browser, from_browser
         self._buffer, self._count, self._session = b"", 0, None
-        (target,) = (
-            info["targetId"]
-            for info in self.send("Target.getTargets")["targetInfos"]
-            if info["type"] == "page"
-        )
+        targets: list[str] = []
+        while not targets:  # it comes a moment after the browser
+            targets = [
+                info["targetId"]
+                for info in self.send("Target.getTargets")["targetInfos"]
+                if info["type"] == "page"
+            ]
+        (target,) = targets
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM", "Network"):

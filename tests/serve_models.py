@@ -27,8 +27,10 @@ def write(folder, version: int) -> pathlib.Path:
     """Writes a version; `scale(x)` is x * [1, 2, 3] + 1000 * version."""
     path = pathlib.Path(folder) / str(version)
     if _cache:
-        shutil.copytree(_cache[0], path)
-        _set_version(path, version)
+        whole = path.with_name(f".writing-{version}")
+        shutil.copytree(_cache[0], whole)
+        _set_version(whole, version)
+        whole.rename(path)  # a server may look at any moment
         return path
     _write(path, version)
     return path

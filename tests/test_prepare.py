@@ -119,7 +119,7 @@ def test_a_stopped_run_goes_on(pictures, tmp_path, monkeypatch):
 
     def count(listing, row):
         written.append(row)
-        if len(written) == 20 and not seen:
+        if len(written) >= 20 and not seen:  # shards that a thread begins before it is told
             raise MemoryError("stopped")
         return example(listing, row)
 

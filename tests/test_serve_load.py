@@ -213,7 +213,9 @@ def run(folder, seconds, *, clients=8, restarts=3, use_grpc=True):
     """Runs the load; returns the finished Run."""
     serve_models.remember(serve_models.write(folder, 1))
     load = Run(folder, use_grpc)
-    threads = [threading.Thread(target=load.client, args=(seed,)) for seed in range(clients)]
+    threads = [
+        threading.Thread(target=load.client, args=(seed,), daemon=True) for seed in range(clients)
+    ]
     for thread in threads:
         thread.start()
     for turn in range(restarts):

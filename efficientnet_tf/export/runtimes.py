@@ -82,7 +82,13 @@ class Runtime:
         return self._receive()
 
     def _receive(self) -> Any:
-        timer = threading.Timer(self._timeout, self._process.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(self._timeout, end)
         timer.start()
         try:
             kind, content = pickle.load(self._process.stdout)
@@ -90,8 +96,9 @@ class Runtime:
             code = self._process.wait()
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-5:]
-            late = not timer.is_alive()
-            reason = f"no answer in {self._timeout:.0f} s" if late else f"exit code {code}"
+            reason = f"exit code {code}"
+            if late.is_set():
+                reason = f"no answer in {self._timeout:.0f} s"
             text = " | ".join(last)
             message = f"{self._name}: the process of its runtime ended ({reason}): {text}"
             raise RuntimeFailure(message) from None
