@@ -66,9 +66,10 @@ def test_a_file_stands_for_a_name(path):
     assert classifier.origin(path).variant == "own"
 
 
-def test_a_file_is_exported(root, path, tmp_path):
+@pytest.mark.parametrize("size", [(90, 80), (64, 64)])  # the second is the network's
+def test_a_file_is_exported(root, path, tmp_path, size):
     (tmp_path / "photos").mkdir()
-    for number, picture in enumerate(np.random.default_rng(0).integers(0, 256, (4, 90, 80, 3))):
+    for number, picture in enumerate(np.random.default_rng(0).integers(0, 256, (4, *size, 3))):
         Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "photos" / f"{number}.png")
     (tmp_path / "labels.txt").write_text("\n".join("abcdefg") + "\n")
     flags = ["--to=out", "--weights=none", "--labels=labels.txt", "--verify=folder:photos"]
