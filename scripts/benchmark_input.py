@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 
+import benchmark_released
 import numpy as np
 import tensorflow as tf
 
@@ -23,7 +24,7 @@ from efficientnet_tf.data.folder import EXTENSIONS
 from efficientnet_tf.data.records import SPLITS, Source, gather
 
 PLAIN, RANDAUGMENT, FULL = "decode, crop, resize", "+ flip, RandAugment", "full"
-OPS = "RandAugment(2, 15) of uint8"
+OPS, RELEASED = "RandAugment(2, 15) of uint8", "RandAugment(2, 15) as released"
 CLASSES = 1000
 BATCHES = 4  # in each measurement
 
@@ -49,6 +50,7 @@ RATIOS = (  # what is shown: numerator, denominator
     ("+ flip, mixup", "+ flip"),
     (FULL, PLAIN),
     (f"{PLAIN}, unchecked", PLAIN),
+    (OPS, RELEASED),
     (OPS, "keras:RandAugment"),
     (OPS, "keras_cv:RandAugment"),
 )
@@ -133,15 +135,19 @@ def _stages(source: Source, size: int, batch_size: int) -> dict[str, tf.data.Dat
     pixels, targets = next(iter(stages[PLAIN]))
     pixels = tf.cast(pixels, tf.uint8)
 
-    def randaugment(index: tf.Tensor) -> tf.Tensor:
+    def ours(index: tf.Tensor) -> tf.Tensor:
         seed = tf.stack([tf.constant(0, tf.int64), index])
         image = tf.gather(pixels, index % batch_size)
         return augment.randaugment(image, seed, num_layers=2, magnitude=15)
 
+    def released(index: tf.Tensor) -> tf.Tensor:
+        image = tf.gather(pixels, index % batch_size)
+        return benchmark_released.randaugment(image, num_layers=2, magnitude=15)
+
     numbers = tf.data.Dataset.range(tf.int64.max)
-    stages[OPS] = numbers.map(tf.autograph.experimental.do_not_convert(randaugment)).batch(
-        batch_size
-    )
+    for name, function in ((OPS, ours), (RELEASED, released)):
+        mapped = numbers.map(tf.autograph.experimental.do_not_convert(function))
+        stages[name] = mapped.batch(batch_size)
     for name in ("keras:RandAugment", "keras_cv:RandAugment"):
         try:
             layer = plugged.layer(DataConfig(augment=name, magnitude=15), seed=0)
