@@ -39,7 +39,7 @@ _DIGITS = Config(
 # Small pictures of any kind, as CIFAR-10's 32x32, shown at 64 px: stages of plain 3x3 convolutions,
 # which processors compute fastest. Give your own with --data=folder:PATH. CIFAR-10 with 48,000
 # training pictures (--set=data.holdout=0.04), seed 0: 90.0 % test accuracy after 46 minutes on two
-# processor cores in bfloat16; a fifth more in float32.
+# processor cores in bfloat16.
 _SMALL = Config(
     model=ModelConfig(
         variant="efficientnetv2-b0",
