@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from command_line import fail, parse_flags
+from command_line import end_at_once, fail, parse_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -125,15 +125,13 @@ def main(argv: Sequence[str]) -> int:
         with at_once():  # a training saves itself first
             (_nas if command == "nas" else _compound)(config, folder, *asked)
     except Interrupted:
-        print("\nStopped and saved. The same command goes on.")
-        return os.EX_TEMPFAIL
+        end_at_once("\nStopped and saved. The same command goes on.", os.EX_TEMPFAIL)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         logging.debug("Where it happened:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on.")
-        return 130
+        end_at_once("\nInterrupted. The same command goes on.", 130)
     return 0
 
 

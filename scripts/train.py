@@ -17,6 +17,7 @@ from typing import get_args
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
 from absl import app, flags, logging
+from command_line import end_at_once
 
 from efficientnet_tf import config as config_lib
 from efficientnet_tf import paths, recipes
@@ -115,14 +116,15 @@ def main(argv):
             _run(config, folder)
     except Interrupted:
         without = ", without --overwrite," if _OVERWRITE.value else ""
-        print(f"\nStopped and saved. The same command with --workdir={folder}{without} goes on.")
-        sys.exit(os.EX_TEMPFAIL)
+        end_at_once(
+            f"\nStopped and saved. The same command with --workdir={folder}{without} goes on.",
+            os.EX_TEMPFAIL,
+        )
     except (ValueError, ImportError, OSError, RuntimeError, FloatingPointError) as error:
         logging.debug("Where it happened:", exc_info=True)
         sys.exit(f"error: {error}\n(--verbosity=1 shows where in the code.)")
     except KeyboardInterrupt:
-        print(f"\nInterrupted. The same command with --workdir={folder} goes on.")
-        sys.exit(130)
+        end_at_once(f"\nInterrupted. The same command with --workdir={folder} goes on.", 130)
 
 
 def _run(config, folder):

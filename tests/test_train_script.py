@@ -184,7 +184,7 @@ def test_an_interrupted_run_keeps_its_best_model_and_says_where(root, tmp_path):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stdout.read()
-    assert process.returncode == 130
+    assert process.returncode == 130, rest
     assert "Interrupted. The same command with --workdir=run goes on." in rest
     assert "Traceback" not in rest
     names = {path.name for path in (tmp_path / "run").iterdir()}
