@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from killing import Killed, Moments
 
 from efficientnet_tf.arch import files
 from efficientnet_tf.arch.complexity import count
@@ -115,21 +116,11 @@ def test_both_steps(trained, tmp_path):
     assert files.read(tmp_path / "work" / compound.BEST) == expected
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_nothing_is_lost_when_it_is_killed_at_any_moment(trained, tmp_path, monkeypatch):
     whole = search(tmp_path / "whole")
     networks = sorted(trained)
     trained.clear()
-    events = {"count": 0, "kill": None}
-    train = trial_lib.run
-
-    def event():
-        events["count"] += 1
-        if events["count"] == events["kill"]:
-            raise Killed
+    moments, train = Moments(monkeypatch), trial_lib.run
 
     def stored(variant, config, folder, **kwargs):
         result = folder / "done"
@@ -141,23 +132,14 @@ def test_nothing_is_lost_when_it_is_killed_at_any_moment(trained, tmp_path, monk
         result.write_text("")
         return answer
 
-    def watched(module, name, function):
-        def call(*args, **kwargs):
-            event()
-            result = function(*args, **kwargs)
-            event()
-            return result
-
-        monkeypatch.setattr(module, name, call)
-
-    watched(trial_lib, "run", stored)
-    watched(workdir, "write_text", workdir.write_text)
-    watched(files, "write", files.write)
+    moments.watch(trial_lib, "run", stored)
+    moments.watch(workdir, "write_text")
+    moments.watch(files, "write")
     folder = tmp_path / "killed"
     lines: list[str] = []
     for kills in itertools.count(2):
-        # At each event in turn; and after each, once more on the way back there.
-        events |= {"count": 0, "kill": max(1, kills // (4 if kills % 2 else 2))}
+        # At each moment in turn; and after each, once more on the way back there.
+        moments.kill_at(max(1, kills // (4 if kills % 2 else 2)))
         try:
             result = search(folder)
             break

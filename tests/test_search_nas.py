@@ -7,6 +7,7 @@ import math
 import socket
 
 import pytest
+from killing import Killed, Moments
 
 from efficientnet_tf.arch import files
 from efficientnet_tf.arch.complexity import count
@@ -86,38 +87,17 @@ def test_trials_are_written_with_their_rewards(trained, tmp_path):
     assert len({one.choice for one in found}) == 8
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_nothing_is_lost_when_it_is_killed_at_any_moment(trained, tmp_path, monkeypatch):
-    events = {"count": 0, "kill": None}
-
-    def event():
-        events["count"] += 1
-        if events["count"] == events["kill"]:
-            raise Killed
-
-    def watched(module, name):
-        function = getattr(module, name)
-
-        def call(*args, **kwargs):
-            event()
-            result = function(*args, **kwargs)
-            event()
-            return result
-
-        monkeypatch.setattr(module, name, call)
-
+    moments = Moments(monkeypatch)
     for module, name in (
         (study, "start"), (trial_lib, "run"), (study, "end"), (workdir, "write_text"),
     ):  # fmt: skip
-        watched(module, name)
+        moments.watch(module, name)
     folder = tmp_path / "killed" / "work"
     kills = 0
     while True:
-        # The next kill comes one event later than the last: each kind of event is hit.
-        events |= {"count": 0, "kill": 1 + kills % 9}
+        # The next kill comes one moment later than the last: each kind of moment is hit.
+        moments.kill_at(1 + kills % 9)
         try:
             found = search(folder, trials=5)
             break

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientnet_tf import writing
 from efficientnet_tf.search.settings import changes, plain
 from efficientnet_tf.search.space import Choice, Space, of_parameters, parameters
+from efficientnet_tf.train import workdir
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -183,9 +183,7 @@ def worker_of(folder: str | os.PathLike) -> str:
     """
     path = Path(folder) / _WORKER_FILE
     if not path.exists():
-        with writing.whole(path) as temporary:
-            name = f"{socket.gethostname()}:{os.path.realpath(folder)}"
-            temporary.write_text(f"{name}\n", encoding="utf-8")
+        workdir.write_text(path, f"{socket.gethostname()}:{os.path.realpath(folder)}\n")
     return path.read_text(encoding="utf-8").rstrip("\n")
 
 
